@@ -1,0 +1,3 @@
+//! The `peersync-fsck` command.
+
+fn main() {}

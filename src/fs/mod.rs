@@ -1,0 +1,1 @@
+//! The file system: inodes, trees and merged views. It knows neither FUSE nor networks.

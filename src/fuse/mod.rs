@@ -1,0 +1,1 @@
+//! The FUSE adapter: translates requests and replies, nothing more.

@@ -1,0 +1,1 @@
+//! Layers: tar streams as trees, objects and indexes. Pure: no I/O.

@@ -1,0 +1,19 @@
+//! PeerSync: container images and model weights, usable before they are downloaded.
+//!
+//! `docs/ARCHITECTURE.md` is the map. Modules stand in layers and import
+//! strictly downwards; `tests/tidy.rs` holds them to it.
+
+pub mod layer;
+pub mod store;
+pub mod types;
+
+#[cfg(feature = "node")]
+pub mod blocks;
+#[cfg(feature = "node")]
+pub mod fetch;
+#[cfg(feature = "node")]
+pub mod fs;
+#[cfg(feature = "node")]
+pub mod fuse;
+#[cfg(feature = "node")]
+pub mod oci;

@@ -1,0 +1,3 @@
+//! The `peersync` command.
+
+fn main() {}
