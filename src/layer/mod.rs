@@ -13,6 +13,12 @@
 //! and [`span`] how to enter the compressed blob in the middle, and
 //! [`skeleton`] with [`rebuild`] how the exact tar stream comes back.
 
+pub mod blocks;
+pub mod build;
+mod codec;
 pub mod entry;
+pub mod seek;
+pub mod skeleton;
 pub mod tar;
 pub mod tree;
+mod wire;
