@@ -136,10 +136,7 @@ fn decompress(blob: &Bytes, mut out: impl FnMut(Bytes)) -> (SeekTable, Decompres
     (table, end)
 }
 
-fn pipeline<S: Sink + Send>(
-    blob: &Bytes,
-    mut sink: S,
-) -> (SeekTable, BuiltLayer, S, (f64, ())) {
+fn pipeline<S: Sink + Send>(blob: &Bytes, mut sink: S) -> (SeekTable, BuiltLayer, S, (f64, ())) {
     let (sender, receiver) = sync_channel::<Bytes>(8);
     std::thread::scope(|scope| {
         let second = scope.spawn(move || {
