@@ -10,6 +10,8 @@ pub mod types;
 #[cfg(feature = "node")]
 pub mod blocks;
 #[cfg(feature = "node")]
+pub mod config;
+#[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;
@@ -17,3 +19,5 @@ pub mod fs;
 pub mod fuse;
 #[cfg(feature = "node")]
 pub mod oci;
+#[cfg(feature = "node")]
+pub mod telemetry;

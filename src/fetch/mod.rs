@@ -1,1 +1,5 @@
 //! The fetch engine.
+
+mod queue;
+
+pub use queue::*;
