@@ -8,6 +8,8 @@ pub mod store;
 pub mod types;
 
 #[cfg(feature = "node")]
+pub mod admin;
+#[cfg(feature = "node")]
 pub mod blocks;
 #[cfg(feature = "node")]
 pub mod config;

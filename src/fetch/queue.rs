@@ -218,7 +218,7 @@ impl<W> WantQueue<W> {
 
     /// The next run to start, if the limits allow one. `ready` says whether a
     /// blob may be asked for now; `whole` whether it can only be read from the
-    /// start, as one stream.
+    /// start, as one stream: its run is all of it, and there is one at a time.
     pub fn next(
         &mut self,
         limits: Limits,
@@ -250,7 +250,7 @@ impl<W> WantQueue<W> {
         };
         let (keys, mut stream) = self.gather(first, limit);
         if whole(&blob) {
-            stream.start = 0;
+            stream = 0..u64::MAX;
         }
         let id = self.ticket();
         for key in &keys {
@@ -333,6 +333,11 @@ impl<W> WantQueue<W> {
                     .is_some_and(|w| w.run == Some(run) && !w.interests.is_empty())
             })
         })
+    }
+
+    /// Whether anybody waits for the block itself.
+    pub fn is_awaited(&self, key: &BlockKey) -> bool {
+        self.wants.contains_key(key)
     }
 
     /// Number of wants, queued and in flight.
@@ -542,7 +547,7 @@ mod tests {
         let mut queue = WantQueue::default();
         add(&mut queue, 50, Class::Urgent, 1);
         let run = queue.next(LIMITS, |_| true, |_| true).expect("run");
-        assert_eq!(run.stream.start, 0);
+        assert_eq!(run.stream, 0..u64::MAX);
         add(&mut queue, 900, Class::Urgent, 2);
         assert_eq!(queue.next(LIMITS, |_| true, |_| true), None);
         queue.delivered(&key(50));
