@@ -49,10 +49,7 @@ impl Client {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         write.write_all(&line).await?;
-        Ok(Self {
-            lines: BufReader::new(read).lines(),
-            _write: write,
-        })
+        Ok(Self { lines: BufReader::new(read).lines(), _write: write })
     }
 
     /// The next event.

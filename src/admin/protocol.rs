@@ -131,10 +131,7 @@ pub enum Event {
 impl Event {
     /// Whether the request is answered with this.
     pub fn is_last(&self) -> bool {
-        !matches!(
-            self,
-            Self::Progress(_) | Self::Note { .. } | Self::Object { .. }
-        )
+        !matches!(self, Self::Progress(_) | Self::Note { .. } | Self::Object { .. })
     }
 }
 
@@ -294,10 +291,7 @@ pub enum FailureKind {
 impl Failure {
     /// A failure with a message.
     pub fn new(kind: FailureKind, message: impl std::fmt::Display) -> Self {
-        Self {
-            kind,
-            message: message.to_string(),
-        }
+        Self { kind, message: message.to_string() }
     }
 }
 

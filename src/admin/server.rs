@@ -82,10 +82,7 @@ async fn converse(mut stream: UnixStream, service: Arc<dyn Service>) -> io::Resu
     let answer = async {
         match serde_json::from_str::<Request>(&line) {
             Ok(request) => service.handle(request, Events(sender)).await,
-            Err(error) => Err(Failure::new(
-                FailureKind::Usage,
-                format!("not a request: {error}"),
-            )),
+            Err(error) => Err(Failure::new(FailureKind::Usage, format!("not a request: {error}"))),
         }
     };
     tokio::pin!(answer);

@@ -28,12 +28,7 @@ pub struct Readahead {
 impl Readahead {
     /// A stream over the given part of an object.
     pub fn new(file: Range<u64>) -> Self {
-        Self {
-            next: file.start,
-            asked: file.start,
-            file,
-            window: 0,
-        }
+        Self { next: file.start, asked: file.start, file, window: 0 }
     }
 
     /// A read of `span` takes place; gives what to ask for ahead of it, if
@@ -102,9 +97,7 @@ mod tests {
             stream.read(n << 17..(n + 1) << 17);
         }
         assert_eq!(stream.read(1 << 29..(1 << 29) + 4096), None);
-        let again = stream
-            .read((1 << 29) + 4096..(1 << 29) + 8192)
-            .expect("continues");
+        let again = stream.read((1 << 29) + 4096..(1 << 29) + 8192).expect("continues");
         assert!(again.end - again.start <= WINDOW_MIN + 4096);
     }
 

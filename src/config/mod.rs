@@ -20,14 +20,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("store", &["path", "max_size", "min_free", "verify"]),
     (
         "mount",
-        &[
-            "path",
-            "resolve_group",
-            "no_progress_timeout",
-            "threads",
-            "stack_depth",
-            "readahead",
-        ],
+        &["path", "resolve_group", "no_progress_timeout", "threads", "stack_depth", "readahead"],
     ),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
@@ -150,19 +143,13 @@ impl Default for MountConfig {
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self {
-            hosts_dir: "/etc/containerd/certs.d".into(),
-            plain_http: Vec::new(),
-            connections: 6,
-        }
+        Self { hosts_dir: "/etc/containerd/certs.d".into(), plain_http: Vec::new(), connections: 6 }
     }
 }
 
 impl Default for TrustConfig {
     fn default() -> Self {
-        Self {
-            index: vec![IndexOrigin::Own, IndexOrigin::Registry],
-        }
+        Self { index: vec![IndexOrigin::Own, IndexOrigin::Registry] }
     }
 }
 
@@ -198,10 +185,7 @@ pub enum ConfigError {
 }
 
 fn hint(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|n| format!("; did you mean {n:?}?"))
-        .unwrap_or_default()
+    nearest.as_ref().map(|n| format!("; did you mean {n:?}?")).unwrap_or_default()
 }
 
 impl Config {
@@ -222,10 +206,7 @@ impl Config {
                 String::new()
             }
             Err(error) => {
-                return Err(ConfigError::Read {
-                    path: file.into(),
-                    error,
-                });
+                return Err(ConfigError::Read { path: file.into(), error });
             }
         };
         Self::parse(&text, &file.display().to_string(), env)
@@ -240,13 +221,10 @@ impl Config {
         from: &str,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let invalid = |from: &str, message: String| ConfigError::Invalid {
-            from: from.into(),
-            message,
-        };
-        let mut table: toml::Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| invalid(from, e.to_string()))?;
+        let invalid =
+            |from: &str, message: String| ConfigError::Invalid { from: from.into(), message };
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| invalid(from, e.to_string()))?;
         check_keys(&table, from)?;
         for (name, value) in env {
             if let Some((section, key)) = env_key(&name)? {
@@ -258,9 +236,8 @@ impl Config {
                 section.insert(key.into(), env_value(&value));
             }
         }
-        let config: Self = table
-            .try_into()
-            .map_err(|e: toml::de::Error| invalid(from, e.to_string()))?;
+        let config: Self =
+            table.try_into().map_err(|e: toml::de::Error| invalid(from, e.to_string()))?;
         config.check().map_err(|message| invalid(from, message))?;
         Ok(config)
     }
@@ -268,29 +245,13 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let bound = |name: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
             range.contains(&value).then_some(()).ok_or_else(|| {
-                format!(
-                    "{name} = {value}: expected {} to {}",
-                    range.start(),
-                    range.end()
-                )
+                format!("{name} = {value}: expected {} to {}", range.start(), range.end())
             })
         };
-        bound(
-            "mount.no_progress_timeout",
-            self.mount.no_progress_timeout,
-            1..=86_400,
-        )?;
+        bound("mount.no_progress_timeout", self.mount.no_progress_timeout, 1..=86_400)?;
         bound("mount.threads", self.mount.threads as u64, 1..=64)?;
-        bound(
-            "mount.stack_depth",
-            u64::from(self.mount.stack_depth),
-            0..=1,
-        )?;
-        bound(
-            "registry.connections",
-            self.registry.connections as u64,
-            2..=64,
-        )
+        bound("mount.stack_depth", u64::from(self.mount.stack_depth), 0..=1)?;
+        bound("registry.connections", self.registry.connections as u64, 2..=64)
     }
 }
 
@@ -302,16 +263,12 @@ fn check_keys(table: &toml::Table, from: &str) -> Result<(), ConfigError> {
     };
     for (section, value) in table {
         let Some((_, keys)) = KEYS.iter().find(|(name, _)| name == section) else {
-            return Err(unknown(
-                section,
-                KEYS.iter().map(|(name, _)| (*name).into()).collect(),
-            ));
+            return Err(unknown(section, KEYS.iter().map(|(name, _)| (*name).into()).collect()));
         };
         for key in value.as_table().into_iter().flat_map(|t| t.keys()) {
             if !keys.contains(&key.as_str()) {
-                let all = KEYS
-                    .iter()
-                    .flat_map(|(s, ks)| ks.iter().map(move |k| format!("{s}.{k}")));
+                let all =
+                    KEYS.iter().flat_map(|(s, ks)| ks.iter().map(move |k| format!("{s}.{k}")));
                 return Err(unknown(&format!("{section}.{key}"), all.collect()));
             }
         }
@@ -329,10 +286,7 @@ fn env_key(name: &str) -> Result<Option<(&'static str, &'static str)>, ConfigErr
         return Ok(None);
     }
     let wanted = rest.to_lowercase();
-    let all = || {
-        KEYS.iter()
-            .flat_map(|(s, ks)| ks.iter().map(move |k| (*s, *k)))
-    };
+    let all = || KEYS.iter().flat_map(|(s, ks)| ks.iter().map(move |k| (*s, *k)));
     match all().find(|(s, k)| format!("{s}_{k}") == wanted) {
         Some(found) => Ok(Some(found)),
         None => {
@@ -390,13 +344,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_names_the_nearest() {
-        let message = parse("[store]\nmax_sise = '1GiB'")
-            .expect_err("unknown")
-            .to_string();
-        assert!(
-            message.contains("did you mean \"store.max_size\"?"),
-            "{message}"
-        );
+        let message = parse("[store]\nmax_sise = '1GiB'").expect_err("unknown").to_string();
+        assert!(message.contains("did you mean \"store.max_size\"?"), "{message}");
         let message = parse("[stor]\n").expect_err("unknown").to_string();
         assert!(message.contains("did you mean \"store\"?"), "{message}");
     }
@@ -418,21 +367,12 @@ mod tests {
     #[test]
     fn the_environment_overrides_the_file() {
         let env = |k: &str, v: &str| [(k.to_string(), v.to_string())];
-        let config = Config::parse(
-            "[store]\nmax_size='1GiB'",
-            "t",
-            env("PEERSYNC_STORE_MAX_SIZE", "2GiB"),
-        );
-        assert_eq!(
-            config.expect("valid").store.max_size,
-            Some(ByteSize(2 << 30))
-        );
+        let config =
+            Config::parse("[store]\nmax_size='1GiB'", "t", env("PEERSYNC_STORE_MAX_SIZE", "2GiB"));
+        assert_eq!(config.expect("valid").store.max_size, Some(ByteSize(2 << 30)));
         let config = Config::parse("", "t", env("PEERSYNC_MOUNT_THREADS", "3")).expect("valid");
         assert_eq!(config.mount.threads, 3);
         let wrong = Config::parse("", "t", env("PEERSYNC_MOUNT_THREAD", "3")).expect_err("unknown");
-        assert!(
-            wrong.to_string().contains("PEERSYNC_MOUNT_THREADS"),
-            "{wrong}"
-        );
+        assert!(wrong.to_string().contains("PEERSYNC_MOUNT_THREADS"), "{wrong}");
     }
 }

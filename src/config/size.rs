@@ -37,9 +37,7 @@ impl FromStr for ByteSize {
                 "{text:?} is not a size: expected bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB"
             )
         };
-        let digits = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| wrong())?;
         let factor = match unit.trim() {
@@ -64,13 +62,11 @@ impl FromStr for Share {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_suffix('%') {
             None => text.parse().map(Self::Bytes),
-            Some(percent) => percent
-                .trim()
-                .parse()
-                .ok()
-                .filter(|p| *p <= 100)
-                .map(Self::Percent)
-                .ok_or_else(|| format!("{text:?} is not a share: expected 0% to 100%, or a size")),
+            Some(percent) => {
+                percent.trim().parse().ok().filter(|p| *p <= 100).map(Self::Percent).ok_or_else(
+                    || format!("{text:?} is not a share: expected 0% to 100%, or a size"),
+                )
+            }
         }
     }
 }
@@ -81,12 +77,7 @@ impl fmt::Display for ByteSize {
         let unit = (self.0.max(1).ilog2() / 10).min(4) as usize;
         match unit {
             0 => write!(f, "{} B", self.0),
-            _ => write!(
-                f,
-                "{:.1} {}",
-                self.0 as f64 / (1u64 << (10 * unit)) as f64,
-                UNITS[unit]
-            ),
+            _ => write!(f, "{:.1} {}", self.0 as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit]),
         }
     }
 }

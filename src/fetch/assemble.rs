@@ -68,13 +68,7 @@ where
         position: u64,
         needed: N,
     ) -> Self {
-        Self {
-            specs,
-            stretches: stretches.peekable(),
-            position,
-            open: HashMap::new(),
-            needed,
-        }
+        Self { specs, stretches: stretches.peekable(), position, open: HashMap::new(), needed }
     }
 
     /// The stream offset of the next byte.
@@ -117,10 +111,7 @@ where
             return;
         };
         while !data.is_empty() {
-            let Some(block) = spec
-                .block_at(offset)
-                .and_then(|i| Some((i, spec.block(i)?)))
-            else {
+            let Some(block) = spec.block_at(offset).and_then(|i| Some((i, spec.block(i)?))) else {
                 return;
             };
             let (index, entry) = block;
@@ -128,14 +119,7 @@ where
             if offset == entry.offset {
                 let data = (self.needed)(object, index)
                     .then(|| BytesMut::with_capacity(entry.len as usize));
-                self.open.insert(
-                    object,
-                    Open {
-                        index,
-                        data,
-                        left: u64::from(entry.len),
-                    },
-                );
+                self.open.insert(object, Open { index, data, left: u64::from(entry.len) });
             }
             let take = (end - offset).min(data.len() as u64);
             let (now, rest) = data.split_at(take as usize);
@@ -147,11 +131,7 @@ where
                 if open.left == 0
                     && let Some(done) = self.open.remove(&object).and_then(|o| o.data)
                 {
-                    out(RawBlock {
-                        object,
-                        index,
-                        data: done.freeze(),
-                    });
+                    out(RawBlock { object, index, data: done.freeze() });
                 }
             }
             offset += take;

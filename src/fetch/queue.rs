@@ -157,11 +157,7 @@ impl<W> WantQueue<W> {
         interest: InterestId,
         waiter: Option<W>,
     ) -> Added {
-        let interest = Interest {
-            id: interest,
-            class,
-            waiter,
-        };
+        let interest = Interest { id: interest, class, waiter };
         if let Some(want) = self.wants.get_mut(&key) {
             self.by_interest.entry(interest.id).or_default().push(key);
             want.interests.push(interest);
@@ -175,16 +171,7 @@ impl<W> WantQueue<W> {
         }
         self.by_interest.entry(interest.id).or_default().push(key);
         let interests = vec![interest];
-        self.wants.insert(
-            key,
-            Want {
-                place,
-                class,
-                queued: None,
-                run: None,
-                interests,
-            },
-        );
+        self.wants.insert(key, Want { place, class, queued: None, run: None, interests });
         self.enqueue(key);
         Added::New
     }
@@ -228,11 +215,7 @@ impl<W> WantQueue<W> {
         if self.flights.len() >= limits.runs {
             return None;
         }
-        let bulk = self
-            .flights
-            .values()
-            .filter(|f| f.class > Class::Urgent)
-            .count();
+        let bulk = self.flights.values().filter(|f| f.class > Class::Urgent).count();
         let (class, first) = self
             .by_class
             .iter()
@@ -243,11 +226,7 @@ impl<W> WantQueue<W> {
             })
             .map(|((class, _), key)| (*class, *key))?;
         let blob = self.wants[&first].place.blob;
-        let limit = if class <= Class::Sequential {
-            RUN_READER
-        } else {
-            RUN_BULK
-        };
+        let limit = if class <= Class::Sequential { RUN_READER } else { RUN_BULK };
         let (keys, mut stream) = self.gather(first, limit);
         if whole(&blob) {
             stream = 0..u64::MAX;
@@ -259,21 +238,8 @@ impl<W> WantQueue<W> {
                 want.run = Some(id);
             }
         }
-        self.flights.insert(
-            id,
-            Flight {
-                class,
-                blob,
-                position: stream.start,
-                keys,
-            },
-        );
-        Some(Run {
-            id,
-            blob,
-            stream,
-            class,
-        })
+        self.flights.insert(id, Flight { class, blob, position: stream.start, keys });
+        Some(Run { id, blob, stream, class })
     }
 
     /// A run has been decoded up to `position` of its stream.
@@ -290,22 +256,14 @@ impl<W> WantQueue<W> {
             return Vec::new();
         };
         self.forget_interests(*key, &want.interests);
-        want.interests
-            .into_iter()
-            .filter_map(|i| i.waiter)
-            .collect()
+        want.interests.into_iter().filter_map(|i| i.waiter).collect()
     }
 
     /// A run has ended. What it should have brought and did not is wanted again;
     /// with `give_up` it fails instead, and all who wait are given back.
     pub fn finished(&mut self, run: RunId, give_up: bool) -> Vec<W> {
         let mut failed = Vec::new();
-        for key in self
-            .flights
-            .remove(&run)
-            .map(|f| f.keys)
-            .unwrap_or_default()
-        {
+        for key in self.flights.remove(&run).map(|f| f.keys).unwrap_or_default() {
             let Some(want) = self.wants.get_mut(&key) else {
                 continue;
             };
@@ -328,9 +286,7 @@ impl<W> WantQueue<W> {
     pub fn is_wanted(&self, run: RunId) -> bool {
         self.flights.get(&run).is_some_and(|flight| {
             flight.keys.iter().any(|key| {
-                self.wants
-                    .get(key)
-                    .is_some_and(|w| w.run == Some(run) && !w.interests.is_empty())
+                self.wants.get(key).is_some_and(|w| w.run == Some(run) && !w.interests.is_empty())
             })
         })
     }
@@ -363,13 +319,10 @@ impl<W> WantQueue<W> {
             return;
         };
         want.class = class;
-        let behind = want
-            .run
-            .and_then(|run| self.flights.get(&run))
-            .is_some_and(|flight| {
-                let distance = want.place.stream.end.saturating_sub(flight.position);
-                flight.class > class && distance > DUPLICATE_DISTANCE
-            });
+        let behind = want.run.and_then(|run| self.flights.get(&run)).is_some_and(|flight| {
+            let distance = want.place.stream.end.saturating_sub(flight.position);
+            flight.class > class && distance > DUPLICATE_DISTANCE
+        });
         if was_queued || (class == Class::Urgent && behind) {
             self.enqueue(key);
         }
@@ -412,8 +365,7 @@ impl<W> WantQueue<W> {
         if let Some(want) = self.wants.get_mut(&key) {
             want.queued = Some(seq);
             self.by_class.insert((want.class, seq), key);
-            self.by_place
-                .insert((want.place.blob, want.place.stream.start, key));
+            self.by_place.insert((want.place.blob, want.place.stream.start, key));
         }
     }
 
@@ -422,8 +374,7 @@ impl<W> WantQueue<W> {
             && let Some(seq) = want.queued.take()
         {
             self.by_class.remove(&(want.class, seq));
-            self.by_place
-                .remove(&(want.place.blob, want.place.stream.start, key));
+            self.by_place.remove(&(want.place.blob, want.place.stream.start, key));
         }
     }
 
@@ -453,21 +404,14 @@ mod tests {
     const BLOCK: u64 = 256 << 10;
 
     fn key(index: u32) -> BlockKey {
-        BlockKey {
-            object: ObjectId::from_bytes([7; 32]),
-            index,
-        }
+        BlockKey { object: ObjectId::from_bytes([7; 32]), index }
     }
 
     /// Block `index` of a layer that can be entered every 4 MiB.
     fn place(index: u32) -> Place {
         let start = u64::from(index) * BLOCK;
         let entry = start & !((4 << 20) - 1);
-        Place {
-            blob: Digest::of(b"layer"),
-            stream: start..start + BLOCK,
-            entry,
-        }
+        Place { blob: Digest::of(b"layer"), stream: start..start + BLOCK, entry }
     }
 
     fn next(queue: &mut WantQueue<u32>) -> Option<Run> {

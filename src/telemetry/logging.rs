@@ -24,9 +24,5 @@ pub fn init_logging(verbosity: u8) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // The journal stamps its lines itself.
-    let _ = if journal {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
-    };
+    let _ = if journal { log.without_time().try_init() } else { log.try_init() };
 }
