@@ -108,3 +108,106 @@ async fn write_line(write: &mut (impl AsyncWriteExt + Unpin), event: &Event) -> 
     line.push(b'\n');
     write.write_all(&line).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::Client;
+    use super::super::protocol::{Progress, Stage};
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Notify;
+
+    /// Tells a note and progress, then waits for ever on `Images`.
+    #[derive(Default)]
+    struct Fake {
+        clients: AtomicUsize,
+        withdrawn: Arc<Notify>,
+    }
+
+    struct Withdrawn(Arc<Notify>);
+
+    impl Drop for Withdrawn {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+
+    impl Service for Fake {
+        fn handle(
+            self: Arc<Self>,
+            request: Request,
+            events: Events,
+        ) -> Pin<Box<dyn Future<Output = Result<Event, Failure>> + Send>> {
+            Box::pin(async move {
+                match request {
+                    Request::Ping => {
+                        let stage = Stage::Fetch;
+                        let progress = Progress { layer: "l".into(), stage, done: 1, total: 2 };
+                        events.tell(Event::Progress(progress));
+                        Ok(Event::Pong { pid: 7 })
+                    }
+                    Request::Images => {
+                        let _guard = Withdrawn(Arc::clone(&self.withdrawn));
+                        std::future::pending().await
+                    }
+                    _ => Err(Failure::new(FailureKind::NotFound, "nothing here")),
+                }
+            })
+        }
+
+        fn client(&self, came: bool) {
+            let _ = if came {
+                self.clients.fetch_add(1, Ordering::SeqCst)
+            } else {
+                self.clients.fetch_sub(1, Ordering::SeqCst)
+            };
+        }
+    }
+
+    async fn start() -> (tempfile::TempDir, Arc<Fake>) {
+        let dir = tempfile::tempdir().expect("directory");
+        let listener = UnixListener::bind(dir.path().join(super::super::SOCKET)).expect("bind");
+        let fake = Arc::new(Fake::default());
+        tokio::spawn(serve(listener, Arc::clone(&fake) as Arc<dyn Service>));
+        (dir, fake)
+    }
+
+    async fn ask(dir: &tempfile::TempDir, request: &Request) -> Client {
+        let stream = super::super::connect(dir.path()).await.expect("connects");
+        Client::request(stream, request).await.expect("sent")
+    }
+
+    #[tokio::test]
+    async fn events_come_in_order_and_the_answer_last() {
+        let (dir, _fake) = start().await;
+        let mut client = ask(&dir, &Request::Ping).await;
+        assert!(matches!(client.event().await, Ok(Event::Progress(_))));
+        assert!(matches!(client.event().await, Ok(Event::Pong { pid: 7 })));
+        let mut client = ask(&dir, &Request::Layers).await;
+        let Ok(Event::Failed(failure)) = client.event().await else { panic!("no failure") };
+        assert_eq!(failure.kind.exit_code(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_withdraws_its_request() {
+        let (dir, fake) = start().await;
+        let client = ask(&dir, &Request::Images).await;
+        // The request is under way once another one has been answered after it.
+        assert!(ask(&dir, &Request::Ping).await.event().await.is_ok());
+        drop(client);
+        fake.withdrawn.notified().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_answered_with_a_usage_error() {
+        use tokio::io::AsyncReadExt;
+        let (dir, _fake) = start().await;
+        for bad in ["{}\n", "hello\n", "{\"op\":\"fly\"}\n", "\n"] {
+            let mut stream = super::super::connect(dir.path()).await.expect("connects");
+            stream.write_all(bad.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("answer");
+            assert!(answer.contains("\"usage\""), "{bad}: {answer}");
+        }
+    }
+}
