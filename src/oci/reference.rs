@@ -117,11 +117,7 @@ impl Reference {
 
     /// The same image by digest only.
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self {
-            tag: None,
-            digest: Some(digest),
-            ..self.clone()
-        }
+        Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 
     /// The same with the default tag filled in where there is no tag or digest.
@@ -272,9 +268,7 @@ fn is_domain(domain: &str) -> bool {
         let bytes = label.as_bytes();
         let ends = [bytes.first(), bytes.last()];
         let inner = |b: &u8| b.is_ascii_alphanumeric() || *b == b'-';
-        ends.iter()
-            .all(|b| b.is_some_and(u8::is_ascii_alphanumeric))
-            && bytes.iter().all(inner)
+        ends.iter().all(|b| b.is_some_and(u8::is_ascii_alphanumeric)) && bytes.iter().all(inner)
     };
     host.is_none_or(|host| host.split('.').all(label))
         && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
@@ -324,56 +318,24 @@ mod tests {
         let both = format!("docker.io/library/alpine:3.20{at}");
         for (text, canonical, familiar) in [
             ("alpine", "docker.io/library/alpine", "alpine"),
-            (
-                "alpine:3.20",
-                "docker.io/library/alpine:3.20",
-                "alpine:3.20",
-            ),
+            ("alpine:3.20", "docker.io/library/alpine:3.20", "alpine:3.20"),
             ("library/alpine", "docker.io/library/alpine", "alpine"),
             ("docker.io/alpine", "docker.io/library/alpine", "alpine"),
-            (
-                "index.docker.io/alpine",
-                "docker.io/library/alpine",
-                "alpine",
-            ),
-            (
-                "index.docker.io/library/alpine",
-                "docker.io/library/alpine",
-                "alpine",
-            ),
+            ("index.docker.io/alpine", "docker.io/library/alpine", "alpine"),
+            ("index.docker.io/library/alpine", "docker.io/library/alpine", "alpine"),
             ("user/app", "docker.io/user/app", "user/app"),
             ("library/a/b", "docker.io/library/a/b", "library/a/b"),
             ("localhost/app", "localhost/app", "localhost/app"),
-            (
-                "localhost:5000/app:x",
-                "localhost:5000/app:x",
-                "localhost:5000/app:x",
-            ),
-            (
-                "127.0.0.1:5000/a/b/c",
-                "127.0.0.1:5000/a/b/c",
-                "127.0.0.1:5000/a/b/c",
-            ),
+            ("localhost:5000/app:x", "localhost:5000/app:x", "localhost:5000/app:x"),
+            ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c"),
             ("[::1]:5000/a", "[::1]:5000/a", "[::1]:5000/a"),
             ("[2001:db8::1]/a", "[2001:db8::1]/a", "[2001:db8::1]/a"),
             ("Host/app", "Host/app", "Host/app"),
-            (
-                "ghcr.io/o/a_b__c---d.e",
-                "ghcr.io/o/a_b__c---d.e",
-                "ghcr.io/o/a_b__c---d.e",
-            ),
+            ("ghcr.io/o/a_b__c---d.e", "ghcr.io/o/a_b__c---d.e", "ghcr.io/o/a_b__c---d.e"),
             // No slash: the colon starts a tag, not a port.
-            (
-                "localhost:5000",
-                "docker.io/library/localhost:5000",
-                "localhost:5000",
-            ),
+            ("localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"),
             (&format!("alpine{at}"), &by_digest, &format!("alpine{at}")),
-            (
-                &format!("alpine:3.20{at}"),
-                &both,
-                &format!("alpine:3.20{at}"),
-            ),
+            (&format!("alpine:3.20{at}"), &both, &format!("alpine:3.20{at}")),
         ] {
             let reference = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(reference.to_string(), canonical, "{text}");
@@ -386,10 +348,7 @@ mod tests {
         assert_eq!(parse(""), Err(ReferenceError::Empty));
         assert_eq!(parse(HEX), Err(ReferenceError::ImageId(HEX.to_owned())));
         for upper in ["Alpine", "docker.io/Alpine", "ghcr.io/Foo/bar:tag", "a/Foo"] {
-            assert!(
-                matches!(parse(upper), Err(ReferenceError::Uppercase(_))),
-                "{upper}"
-            );
+            assert!(matches!(parse(upper), Err(ReferenceError::Uppercase(_))), "{upper}");
         }
         for bad in [
             "a//b",
@@ -421,14 +380,8 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert!(matches!(
-            parse("a@sha512:00"),
-            Err(ReferenceError::Digest(_))
-        ));
-        assert!(matches!(
-            parse("a@sha256:00"),
-            Err(ReferenceError::Digest(_))
-        ));
+        assert!(matches!(parse("a@sha512:00"), Err(ReferenceError::Digest(_))));
+        assert!(matches!(parse("a@sha256:00"), Err(ReferenceError::Digest(_))));
         let upper = format!("a@sha256:{}", HEX.to_uppercase());
         assert!(matches!(parse(&upper), Err(ReferenceError::Digest(_))));
     }
