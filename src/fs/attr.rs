@@ -93,8 +93,3 @@ pub struct Entry {
     /// How long the attributes hold.
     pub attr_valid: Validity,
 }
-
-/// Bytes in units of 512, rounded up to whole pages of 4 KiB.
-pub(super) const fn blocks_of(bytes: u64) -> u64 {
-    bytes.div_ceil(4096).saturating_mul(8)
-}

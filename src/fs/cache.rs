@@ -50,11 +50,6 @@ impl<K: Eq + Hash + Copy, V: Clone> WeightCache<K, V> {
         self.put(&mut all, key, value, weight);
     }
 
-    /// Changes the weight of a value that has grown.
-    pub(super) fn reweigh(&self, key: &K, value: V, weight: usize) {
-        self.insert(*key, value, weight);
-    }
-
     fn put(&self, all: &mut Generations<K, V>, key: K, value: V, weight: usize) {
         if all.young_weight.saturating_add(weight) > self.half && !all.young.is_empty() {
             all.old = std::mem::take(&mut all.young);
@@ -68,9 +63,7 @@ impl<K: Eq + Hash + Copy, V: Clone> WeightCache<K, V> {
 
     fn lock(&self) -> MutexGuard<'_, Generations<K, V>> {
         // Nothing that can panic is done under the lock.
-        self.generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
@@ -102,7 +95,7 @@ mod tests {
     fn a_value_that_grows_is_counted_once() {
         let cache = WeightCache::new(1000);
         cache.insert(1, (), 10);
-        cache.reweigh(&1, (), 300);
+        cache.insert(1, (), 300);
         assert_eq!(cache.weight(), 300);
         // Larger than the whole budget: held alone rather than refused.
         cache.insert(2, (), 5000);

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::catalog::ChainView;
+use super::catalog::{ChainView, LayerView};
 use super::graft::{Grafts, path_of};
 use super::inode::{Node, NodeId, Position, Slot};
 use super::links::{LinkCounts, count_links};
 use super::merge::{Directory, Found, Layers, Place};
-use crate::layer::tree::{NodeIx, NodeKind};
+use crate::layer::tree::{NodeIx, NodeKind, Tree};
 
 pub(super) struct Chain {
     view: Arc<ChainView>,
@@ -35,6 +35,10 @@ impl Chain {
         Layers::new(&self.view.layers, &self.grafts)
     }
 
+    pub(super) fn layers_tree(&self, position: Position) -> Option<&Tree> {
+        self.layers().tree(position)
+    }
+
     /// About how many bytes it takes in memory, its trees apart.
     pub(super) fn weight(&self) -> usize {
         size_of::<Self>() + 16 * self.view.layers.len()
@@ -50,10 +54,7 @@ impl Chain {
     /// The place by which a directory is numbered. An image without layers has
     /// a root nevertheless.
     pub(super) fn place_of(directory: &Directory) -> Place {
-        directory.stack.top().unwrap_or(Place {
-            position: Position::BOTTOM,
-            ix: NodeIx::ROOT,
-        })
+        directory.stack.top().unwrap_or(Place { position: Position::BOTTOM, ix: NodeIx::ROOT })
     }
 
     /// The directory at a place, found by its path: what a number says after
@@ -84,9 +85,7 @@ impl Chain {
 
     /// The number of names of a leaf if it is not that of its layer.
     pub(super) fn count(&self, place: Place) -> Option<u32> {
-        let counts = self
-            .counts
-            .get_or_init(|| count_links(self.layers(), self.view.layers.len()));
+        let counts = self.counts.get_or_init(|| count_links(self.layers(), self.view.layers.len()));
         counts.get(&place).copied()
     }
 
@@ -103,7 +102,7 @@ impl Chain {
     }
 
     /// The layer of a place that may have come from outside, and is a leaf.
-    pub(super) fn leaf_layer(&self, place: Place) -> Option<&Arc<super::catalog::LayerView>> {
+    pub(super) fn leaf_layer(&self, place: Place) -> Option<&Arc<LayerView>> {
         let layer = self.view.layers.get(place.position.index())?;
         let kind = layer.tree.kind(place.ix)?;
         (kind != NodeKind::Directory).then_some(layer)

@@ -40,11 +40,7 @@ impl Slot {
 
     /// The slot with this number, if it is below [`Slot::LIMIT`].
     pub const fn new(number: u32) -> Option<Self> {
-        if number < Self::LIMIT {
-            Some(Self(number))
-        } else {
-            None
-        }
+        if number < Self::LIMIT { Some(Self(number)) } else { None }
     }
 
     /// The number.
@@ -115,7 +111,7 @@ impl fmt::Debug for NodeId {
 }
 
 /// What a number stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Node {
     /// The root of a mount.
     Root,
@@ -266,14 +262,8 @@ mod tests {
         let ix = NodeIx(0x1ab_cdef);
         assert_eq!(Node::Root.id().raw(), 1);
         assert_eq!(Node::Layer(slot, ix).id().raw(), 0x1123_4560_01ab_cdef);
-        assert_eq!(
-            Node::Merged(slot, position, ix).id().raw(),
-            0x2123_4565_55ab_cdef
-        );
-        assert_eq!(
-            Node::Counted(slot, position, ix).id().raw(),
-            0x3123_4565_55ab_cdef
-        );
+        assert_eq!(Node::Merged(slot, position, ix).id().raw(), 0x2123_4565_55ab_cdef);
+        assert_eq!(Node::Counted(slot, position, ix).id().raw(), 0x3123_4565_55ab_cdef);
         assert_eq!(Node::Name(slot).id().raw(), 0x4123_4560_0000_0000);
         assert_eq!(Node::LayerLink(slot).id().raw(), 0x5123_4560_0000_0000);
         assert_eq!(Node::Status(2).id().raw(), 0x1_0002);

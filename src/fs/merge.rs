@@ -113,9 +113,9 @@ impl Directory {
     pub(super) fn len(&self, layers: Layers<'_>) -> u64 {
         match (&self.listing, self.stack.top()) {
             (Listing::Merged(items), _) => items.len() as u64,
-            (Listing::Plain, Some(top)) => layers
-                .tree(top.position)
-                .map_or(0, |t| u64::from(t.entry_count(top.ix))),
+            (Listing::Plain, Some(top)) => {
+                layers.tree(top.position).map_or(0, |t| u64::from(t.entry_count(top.ix)))
+            }
             (Listing::Plain, None) => 0,
         }
     }
@@ -123,19 +123,13 @@ impl Directory {
     /// Entry number `i` in the order of the names.
     pub(super) fn entry<'a>(&self, layers: Layers<'a>, i: u64) -> Option<Listed<'a>> {
         let item = match &self.listing {
-            Listing::Plain => Item {
-                level: 0,
-                entry: u32::try_from(i).ok()?,
-            },
+            Listing::Plain => Item { level: 0, entry: u32::try_from(i).ok()? },
             Listing::Merged(items) => *items.get(usize::try_from(i).ok()?)?,
         };
         let level = usize::from(item.level);
         let place = *self.stack.places.get(level)?;
         let entry = layers.tree(place.position)?.entry(place.ix, item.entry)?;
-        let here = Place {
-            position: place.position,
-            ix: entry.ix,
-        };
+        let here = Place { position: place.position, ix: entry.ix };
         let kind = layers.kind(here)?;
         let (kind, target) = if kind == NodeKind::Directory && layers.grafts.is_empty() {
             (kind, Target::Directory(here))
@@ -146,11 +140,7 @@ impl Directory {
                 Found::Directory(stack) => (kind, Target::Directory(stack.top()?)),
             }
         };
-        Some(Listed {
-            name: entry.name,
-            kind,
-            target,
-        })
+        Some(Listed { name: entry.name, kind, target })
     }
 }
 
@@ -170,11 +160,7 @@ const COMPONENTS_MAX: usize = 4096;
 
 impl<'a> Layers<'a> {
     pub(super) fn new(layers: &'a [Arc<LayerView>], grafts: &'a Grafts) -> Self {
-        Self {
-            layers,
-            grafts,
-            externals: true,
-        }
+        Self { layers, grafts, externals: true }
     }
 
     pub(super) fn tree(self, position: Position) -> Option<&'a Tree> {
@@ -187,19 +173,13 @@ impl<'a> Layers<'a> {
 
     /// The layers below a position.
     pub(super) fn below(self, position: Position) -> Self {
-        Self {
-            layers: &self.layers[..position.index().min(self.layers.len())],
-            ..self
-        }
+        Self { layers: &self.layers[..position.index().min(self.layers.len())], ..self }
     }
 
     /// The root of the merged view.
     pub(super) fn root(self) -> Stack {
         let positions = (0..self.layers.len()).rev().filter_map(Position::new);
-        self.pile(positions.map(|position| Place {
-            position,
-            ix: NodeIx::ROOT,
-        }))
+        self.pile(positions.map(|position| Place { position, ix: NodeIx::ROOT }))
     }
 
     /// What `name` is in the directory made up of `places`.
@@ -218,11 +198,7 @@ impl<'a> Layers<'a> {
             [only] if self.grafts.is_empty() => self.list_one(*only, &stack),
             _ => self.list_all(&stack),
         };
-        Directory {
-            stack,
-            nlink: subdirectories + 2,
-            listing,
-        }
+        Directory { stack, nlink: subdirectories + 2, listing }
     }
 
     /// Walks a path from the root. Symbolic links on the way, and at its end if
@@ -297,14 +273,9 @@ impl<'a> Layers<'a> {
     fn descend(self, parent: &[Place], level: usize, name: &[u8], here: Place) -> Stack {
         // Most directories stand in one layer only.
         if level + 1 == parent.len() && self.grafts.is_empty() {
-            return Stack {
-                places: Box::new([here]),
-                attributes: Some(here),
-            };
+            return Stack { places: Box::new([here]), attributes: Some(here) };
         }
-        let entries = parent[level..]
-            .iter()
-            .filter_map(|place| self.entry(*place, name));
+        let entries = parent[level..].iter().filter_map(|place| self.entry(*place, name));
         self.pile(entries.take_while(|place| self.kind(*place) == Some(NodeKind::Directory)))
     }
 
@@ -358,15 +329,11 @@ impl<'a> Layers<'a> {
         for _ in 0..LINKS_MAX {
             let path = self.tree(link.position)?.symlink_target(link.ix);
             let slash = path.iter().rposition(|b| *b == b'/');
-            let (parent, name) = slash.map_or((&path[..0], path), |at| {
-                (&path[..at], &path[at + 1..])
-            });
+            let (parent, name) =
+                slash.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
             // The way there must not lead over such links again: that would be
             // recursion as deep as the image's author likes.
-            let below = Self {
-                externals: false,
-                ..self.below(link.position)
-            };
+            let below = Self { externals: false, ..self.below(link.position) };
             let Found::Directory(parent) = below.walk(parent, true) else {
                 return None;
             };
@@ -405,10 +372,7 @@ impl<'a> Layers<'a> {
         let entry = |level: u16, index| {
             let place = places[usize::from(level)];
             let entry = self.tree(place.position)?.entry(place.ix, index)?;
-            let here = Place {
-                position: place.position,
-                ix: entry.ix,
-            };
+            let here = Place { position: place.position, ix: entry.ix };
             Some((entry.name, here))
         };
         let key = |level, index| entry(level, index).map(|e| Reverse((e.0, level, index)));
@@ -432,10 +396,7 @@ impl<'a> Layers<'a> {
                 Found::Directory(_) => subdirectories += 1,
                 Found::Leaf(_) => (),
             }
-            items.push(Item {
-                level,
-                entry: index,
-            });
+            items.push(Item { level, entry: index });
         }
         (subdirectories, Listing::Merged(items.into_boxed_slice()))
     }
@@ -443,6 +404,5 @@ impl<'a> Layers<'a> {
 
 /// The components of a path that mean something.
 fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|b| *b == b'/')
-        .filter(|name| !matches!(name, [] | b"."))
+    path.split(|b| *b == b'/').filter(|name| !matches!(*name, [] | b"."))
 }

@@ -45,12 +45,7 @@ impl Default for TreeLimits {
     /// one can't take more than about 1 GB of memory), 256 MiB of strings,
     /// 64 MiB of attributes, 4 Mi extents.
     fn default() -> Self {
-        Self {
-            nodes: 4 << 20,
-            strings: 256 << 20,
-            xattrs: 64 << 20,
-            extents: 4 << 20,
-        }
+        Self { nodes: 4 << 20, strings: 256 << 20, xattrs: 64 << 20, extents: 4 << 20 }
     }
 }
 
@@ -176,10 +171,7 @@ impl TreeBuilder {
     /// An empty tree: a root directory that no entry describes.
     pub fn new(limits: TreeLimits) -> Self {
         Self {
-            limits: TreeLimits {
-                nodes: limits.nodes.min(NODES_MAX),
-                ..limits
-            },
+            limits: TreeLimits { nodes: limits.nodes.min(NODES_MAX), ..limits },
             nodes: vec![implicit_directory()],
             free: Vec::new(),
             live: 1,
@@ -243,9 +235,7 @@ impl TreeBuilder {
             EntryKind::File { size, extents } => {
                 let content = content.ok_or_else(|| BuildTreeError::NoContent(quoted()))?;
                 let file = self.file(content, *size, extents.as_deref());
-                Kind::File(Box::new(
-                    file?.ok_or_else(|| BuildTreeError::Sparse(quoted()))?,
-                ))
+                Kind::File(Box::new(file?.ok_or_else(|| BuildTreeError::Sparse(quoted()))?))
             }
             EntryKind::CharDevice { major, minor } => Kind::CharDevice(pack_device(*major, *minor)),
             EntryKind::BlockDevice { major, minor } => {
@@ -295,8 +285,7 @@ impl TreeBuilder {
             Some(node) if self.is_directory(node) => node,
             _ => {
                 self.put(dir, name, implicit_directory())?;
-                self.child(dir, name)
-                    .unwrap_or_else(|| unreachable!("was just put there"))
+                self.child(dir, name).unwrap_or_else(|| unreachable!("was just put there"))
             }
         };
         self.describe(node, entry)
@@ -411,9 +400,7 @@ impl TreeBuilder {
 
     /// The place of a name in a directory, made when it is new.
     fn slot(&mut self, dir: u32, name: &[u8]) -> Result<&mut Child, BuildTreeError> {
-        let exists = self
-            .directory(dir)
-            .is_some_and(|d| d.children.contains_key(name));
+        let exists = self.directory(dir).is_some_and(|d| d.children.contains_key(name));
         let new = match exists {
             true => None,
             false => Some(self.string(name)?),
@@ -424,10 +411,7 @@ impl TreeBuilder {
         if let Some(new) = new {
             directory.children.insert(new, Child::default());
         }
-        Ok(directory
-            .children
-            .get_mut(name)
-            .unwrap_or_else(|| unreachable!("was just put there")))
+        Ok(directory.children.get_mut(name).unwrap_or_else(|| unreachable!("was just put there")))
     }
 
     fn make_directories(&mut self, parents: &[&[u8]], path: &[u8]) -> Result<u32, BuildTreeError> {
@@ -438,8 +422,7 @@ impl TreeBuilder {
                 Some(_) => return Err(BuildTreeError::NotADirectory(quote(path))),
                 None => {
                     self.put(dir, &name, implicit_directory())?;
-                    self.child(dir, &name)
-                        .unwrap_or_else(|| unreachable!("was just put there"))
+                    self.child(dir, &name).unwrap_or_else(|| unreachable!("was just put there"))
                 }
             };
         }
@@ -495,19 +478,11 @@ impl TreeBuilder {
         extents: Option<&[Extent]>,
     ) -> Result<Option<File>, BuildTreeError> {
         let content = match content.length {
-            0 => FileContent {
-                object: 0,
-                offset: 0,
-                ..content
-            },
+            0 => FileContent { object: 0, offset: 0, ..content },
             _ => content,
         };
         let Some(extents) = extents else {
-            let file = File {
-                content,
-                size,
-                extents: None,
-            };
+            let file = File { content, size, extents: None };
             return Ok((size == content.length).then_some(file));
         };
         let mut merged: Vec<Extent> = Vec::new();
@@ -536,11 +511,7 @@ impl TreeBuilder {
         if extents.is_none() {
             self.extents -= u64::from(dense > 0);
         }
-        Ok(Some(File {
-            content,
-            size,
-            extents,
-        }))
+        Ok(Some(File { content, size, extents }))
     }
 
     fn xattr_set(&mut self, entry: &Entry) -> Result<u32, BuildTreeError> {
@@ -604,23 +575,12 @@ enum Target {
 }
 
 fn blank() -> BuildNode {
-    BuildNode {
-        kind: Kind::Free,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: (0, 0),
-        names: 1,
-        xattrs: 0,
-    }
+    BuildNode { kind: Kind::Free, mode: 0, uid: 0, gid: 0, mtime: (0, 0), names: 1, xattrs: 0 }
 }
 
 fn implicit_directory() -> BuildNode {
     BuildNode {
-        kind: Kind::Directory(Box::new(Directory {
-            implicit: true,
-            ..Directory::default()
-        })),
+        kind: Kind::Directory(Box::new(Directory { implicit: true, ..Directory::default() })),
         mode: 0o755,
         ..blank()
     }

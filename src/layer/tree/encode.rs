@@ -166,11 +166,8 @@ impl<'a> Encoder<'a> {
     fn subdirectories(&self, directory: &Directory) -> u32 {
         let nodes = &self.tree.nodes;
         let is_directory = |ix: u32| matches!(nodes[ix as usize].kind, Kind::Directory(_));
-        directory
-            .children
-            .values()
-            .filter(|child| child.node.is_some_and(is_directory))
-            .count() as u32
+        directory.children.values().filter(|child| child.node.is_some_and(is_directory)).count()
+            as u32
     }
 
     fn file(&mut self, file: &'a File) -> u32 {

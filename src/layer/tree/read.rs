@@ -34,10 +34,7 @@ impl Tree {
     /// [`TreeError`] says what is wrong; the input may be hostile.
     pub fn open(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self, TreeError> {
         let sections = validate(bytes.as_ref())?;
-        Ok(Self {
-            bytes: Box::new(bytes),
-            sections,
-        })
+        Ok(Self { bytes: Box::new(bytes), sections })
     }
 
     /// The bytes that were opened.
@@ -92,10 +89,7 @@ impl Tree {
 
     /// What `name` is in `dir`. `.` and `..` are not entries.
     pub fn lookup(&self, dir: NodeIx, name: &[u8]) -> Option<NodeIx> {
-        self.position(dir, name)
-            .ok()
-            .and_then(|i| self.entry(dir, i))
-            .map(|entry| entry.ix)
+        self.position(dir, name).ok().and_then(|i| self.entry(dir, i)).map(|entry| entry.ix)
     }
 
     /// Where `name` stands among the entries of `dir`, or where it would.
@@ -131,11 +125,7 @@ impl Tree {
     /// All entries of a directory in the order of the names' bytes.
     pub fn entries(&self, dir: NodeIx) -> Entries<'_> {
         let (next, end) = self.entry_range(dir);
-        Entries {
-            tree: self,
-            next,
-            end,
-        }
+        Entries { tree: self, next, end }
     }
 
     /// The directory that `dir` stands in; the root's is the root. `None` for
@@ -281,19 +271,13 @@ impl Tree {
 
     fn entry_at(&self, at: u32) -> DirEntry<'_> {
         let record = self.record(Section::Entries, at);
-        DirEntry {
-            name: self.string(u32_at(record, 0)),
-            ix: NodeIx(u32_at(record, 4)),
-        }
+        DirEntry { name: self.string(u32_at(record, 0)), ix: NodeIx(u32_at(record, 4)) }
     }
 
     fn dir_of_entry(&self, entry: u32) -> NodeIx {
         let first_of = |i| u32_at(self.record(Section::Dirs, i), 4);
         let after = partition(self.sections.count(Section::Dirs), |i| first_of(i) <= entry);
-        NodeIx(u32_at(
-            self.record(Section::Dirs, after.saturating_sub(1)),
-            0,
-        ))
+        NodeIx(u32_at(self.record(Section::Dirs, after.saturating_sub(1)), 0))
     }
 
     fn file_size(&self, file: u32) -> u64 {
@@ -416,12 +400,7 @@ impl<'a> Extents<'a> {
             let (logical, _, len) = self.extent(first.saturating_add(i), last);
             logical.saturating_add(len) <= start
         });
-        Ranges {
-            extents: *self,
-            next: first.saturating_add(skip),
-            at: start,
-            end,
-        }
+        Ranges { extents: *self, next: first.saturating_add(skip), at: start, end }
     }
 
     /// (logical, dense, length) of extent record `i` of those before `last`.
@@ -456,11 +435,7 @@ impl Iterator for Ranges<'_> {
         let left = self.end - offset;
         let Some((_, last)) = self.extents.range else {
             self.at = self.end;
-            return Some(Range::Data {
-                offset,
-                dense: offset,
-                len: left,
-            });
+            return Some(Range::Data { offset, dense: offset, len: left });
         };
         let range = if self.next >= last {
             Range::Hole { offset, len: left }

@@ -16,29 +16,17 @@ fn entry(path: &str, kind: EntryKind) -> Entry {
 }
 
 fn content(n: u8) -> FileContent {
-    FileContent {
-        object: 0,
-        offset: u64::from(n),
-        length: 1,
-        hash: BlockHash::of(&[n]),
-    }
+    FileContent { object: 0, offset: u64::from(n), length: 1, hash: BlockHash::of(&[n]) }
 }
 
-const FILE: EntryKind = EntryKind::File {
-    size: 1,
-    extents: None,
-};
+const FILE: EntryKind = EntryKind::File { size: 1, extents: None };
 
 fn link(target: &str) -> EntryKind {
-    EntryKind::HardLink {
-        target: target.into(),
-    }
+    EntryKind::HardLink { target: target.into() }
 }
 
 fn symlink(target: &str) -> EntryKind {
-    EntryKind::Symlink {
-        target: target.into(),
-    }
+    EntryKind::Symlink { target: target.into() }
 }
 
 fn try_build(entries: &[Entry]) -> Result<Tree, BuildTreeError> {
@@ -106,11 +94,7 @@ fn names_are_cleaned_and_stay_inside() {
     ]);
     assert_eq!(list(&tree), ["d/a", "f/a/b", "f/abs", "f/up", "f/y"]);
     assert!(!tree.node(NodeIx::ROOT).expect("root").implicit);
-    assert!(
-        tree.node(tree.resolve(b"/a").expect("a"))
-            .expect("a")
-            .implicit
-    );
+    assert!(tree.node(tree.resolve(b"/a").expect("a")).expect("a").implicit);
     assert_eq!(tree.resolve(b"a/./b"), tree.resolve(b"a/b"));
 }
 
@@ -220,15 +204,9 @@ fn whiteouts_hide_lower_layers_only() {
         (".wh...", FILE),
         (".wh.", FILE),
     ]);
-    assert_eq!(
-        list(&tree),
-        ["d/a", "w/a/gone", "!/d", "f/d/x", "!/e", "f/f"]
-    );
+    assert_eq!(list(&tree), ["d/a", "w/a/gone", "!/d", "f/d/x", "!/e", "f/f"]);
     let gone = tree.node(tree.resolve(b"a/gone").expect("w")).expect("w");
-    assert_eq!(
-        (gone.kind, gone.rdev, gone.nlink),
-        (NodeKind::Whiteout, (0, 0), 1)
-    );
+    assert_eq!((gone.kind, gone.rdev, gone.nlink), (NodeKind::Whiteout, (0, 0), 1));
 }
 
 #[test]
@@ -239,13 +217,7 @@ fn landmarks_hide_at_the_top_only() {
 
 #[test]
 fn attributes_come_back() {
-    let mut e = entry(
-        "dev",
-        EntryKind::CharDevice {
-            major: 4095,
-            minor: 0xf_1234,
-        },
-    );
+    let mut e = entry("dev", EntryKind::CharDevice { major: 4095, minor: 0xf_1234 });
     e.mode = 0o4755;
     e.uid = u32::MAX - 1;
     e.mtime = (-5, 999_999_999);
@@ -274,50 +246,20 @@ fn attributes_come_back() {
 #[test]
 fn sparse_files_have_holes() {
     let extents = vec![
-        Extent {
-            logical: 10,
-            len: 5,
-        },
-        Extent {
-            logical: 15,
-            len: 5,
-        },
-        Extent {
-            logical: 30,
-            len: 0,
-        },
-        Extent {
-            logical: 90,
-            len: 10,
-        },
+        Extent { logical: 10, len: 5 },
+        Extent { logical: 15, len: 5 },
+        Extent { logical: 30, len: 0 },
+        Extent { logical: 90, len: 10 },
     ];
     let size = 1 << 40;
-    let kind = EntryKind::File {
-        size,
-        extents: Some(extents),
-    };
+    let kind = EntryKind::File { size, extents: Some(extents) };
     let mut builder = TreeBuilder::default();
-    let content = FileContent {
-        offset: 100,
-        length: 20,
-        ..content(0)
-    };
+    let content = FileContent { offset: 100, length: 20, ..content(0) };
     builder.add(&entry("s", kind), Some(content)).expect("good");
-    let hole = EntryKind::File {
-        size: 7,
-        extents: Some(Vec::new()),
-    };
-    let nothing = FileContent {
-        offset: 100,
-        length: 0,
-        ..content
-    };
-    builder
-        .add(&entry("hole", hole), Some(nothing))
-        .expect("good");
-    let bytes = builder
-        .finish(&[(ObjectId::from_bytes([7; 32]), 120)])
-        .expect("small");
+    let hole = EntryKind::File { size: 7, extents: Some(Vec::new()) };
+    let nothing = FileContent { offset: 100, length: 0, ..content };
+    builder.add(&entry("hole", hole), Some(nothing)).expect("good");
+    let bytes = builder.finish(&[(ObjectId::from_bytes([7; 32]), 120)]).expect("small");
     let tree = Tree::open(bytes).expect("valid");
     let ix = tree.resolve(b"s").expect("s");
     assert_eq!(tree.node(ix).map(|n| n.size), Some(size));
@@ -327,66 +269,41 @@ fn sparse_files_have_holes() {
     let part = |offset, dense, len| Range::Data { offset, dense, len };
     assert_eq!(
         data.extents.ranges(0, size).collect::<Vec<_>>(),
-        [
-            hole(0, 10),
-            part(10, 0, 10),
-            hole(20, 70),
-            part(90, 10, 10),
-            hole(100, size - 100)
-        ]
+        [hole(0, 10), part(10, 0, 10), hole(20, 70), part(90, 10, 10), hole(100, size - 100)]
     );
     assert_eq!(
         data.extents.ranges(19, 91).collect::<Vec<_>>(),
         [part(19, 9, 1), hole(20, 70), part(90, 10, 1)]
     );
-    let data = tree
-        .file(tree.resolve(b"hole").expect("hole"))
-        .expect("file");
+    let data = tree.file(tree.resolve(b"hole").expect("hole")).expect("file");
     assert_eq!((data.offset, data.size), (0, 7));
     assert_eq!(data.extents.ranges(0, 7).collect::<Vec<_>>(), [hole(0, 7)]);
 }
 
 #[test]
 fn limits_hold() {
-    let limits = TreeLimits {
-        nodes: 4,
-        strings: 10,
-        xattrs: 10,
-        extents: 1,
-    };
+    let limits = TreeLimits { nodes: 4, strings: 10, xattrs: 10, extents: 1 };
     let mut builder = TreeBuilder::new(limits);
     let many = |r| matches!(r, Err(BuildTreeError::TooMany(_)));
     for _ in 0..100 {
-        builder
-            .add(&entry("a/b", FILE), Some(content(0)))
-            .expect("replaces");
-        builder
-            .add(&entry("a", FILE), Some(content(0)))
-            .expect("replaces");
-        builder
-            .add(&entry("a", EntryKind::Directory), None)
-            .expect("replaces");
+        builder.add(&entry("a/b", FILE), Some(content(0))).expect("replaces");
+        builder.add(&entry("a", FILE), Some(content(0))).expect("replaces");
+        builder.add(&entry("a", EntryKind::Directory), None).expect("replaces");
     }
     let mut full = TreeBuilder::new(limits);
-    full.add(&entry("a/b", FILE), Some(content(0)))
-        .expect("fits");
+    full.add(&entry("a/b", FILE), Some(content(0))).expect("fits");
     full.add(&entry("b", FILE), Some(content(0))).expect("fits");
     assert!(many(full.add(&entry("c", FILE), Some(content(0)))));
     let mut full = TreeBuilder::new(limits);
-    assert!(many(
-        full.add(&entry("12345678901", FILE), Some(content(0)))
-    ));
+    assert!(many(full.add(&entry("12345678901", FILE), Some(content(0)))));
     let mut full = TreeBuilder::new(limits);
     let mut e = entry("a", FILE);
     e.xattrs = vec![(b"user.abcdefgh".to_vec(), Vec::new())];
     assert!(many(full.add(&e, Some(content(0)))));
     let mut full = TreeBuilder::new(limits);
-    full.add(&entry(".wh.a", FILE), Some(content(0)))
-        .expect("fits");
-    full.add(&entry(".wh.d", FILE), Some(content(0)))
-        .expect("fits");
-    full.add(&entry(".wh.b", FILE), Some(content(0)))
-        .expect("fits");
+    full.add(&entry(".wh.a", FILE), Some(content(0))).expect("fits");
+    full.add(&entry(".wh.d", FILE), Some(content(0))).expect("fits");
+    full.add(&entry(".wh.b", FILE), Some(content(0))).expect("fits");
     assert!(many(full.add(&entry(".wh.c", FILE), Some(content(0)))));
 }
 
@@ -400,10 +317,8 @@ fn arbitrary_entry() -> impl Strategy<Value = Entry> {
         1 => path.clone().prop_map(|target| symlink(&target)),
         2 => path.clone().prop_map(|target| link(&target)),
     ];
-    (path, kind, any::<u16>()).prop_map(|(path, kind, mode)| Entry {
-        mode: mode & 0o7777,
-        ..entry(&path, kind)
-    })
+    (path, kind, any::<u16>())
+        .prop_map(|(path, kind, mode)| Entry { mode: mode & 0o7777, ..entry(&path, kind) })
 }
 
 proptest! {

@@ -64,10 +64,7 @@ pub(super) fn kind_of(mode: u16) -> Option<NodeKind> {
 }
 
 pub(super) fn validate(bytes: &[u8]) -> Result<Sections, TreeError> {
-    let checker = Checker {
-        bytes,
-        sections: Sections::read(bytes)?,
-    };
+    let checker = Checker { bytes, sections: Sections::read(bytes)? };
     checker.nodes()?;
     checker.directories()?;
     checker.links()?;
