@@ -44,7 +44,7 @@ make_small() {
     chmod 1777 empty/tmp
     { printf '%s\n' usr usr/bin usr/sbin usr/lib etc root var
       for link in bin sbin lib lib32 lib64 libx32; do
-          [ ! -L /$link ] || echo $link
+          [ ! -L /$link ] || echo $link usr/$link | tr " " "\n"
       done
       printf '%s\n' etc/passwd etc/group; cat base.files; } | sort -u >base.list
     members python.packages | sort -u >python.list
@@ -101,21 +101,35 @@ variants() {
 
 # containerd converts in its own content store: one is started for the purpose.
 estargz() {
-    local state=$PWD/containerd pid
+    local state=$PWD/containerd pid result=0
     mkdir -p "$state" estargz
-    printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n' \
-        "$state" "$state" "$state" >"$state/config.toml"
+    cat >"$state/config.toml" <<END
+version = 2
+root = "$state/root"
+state = "$state/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "$state/sock"
+END
     containerd -c "$state/config.toml" >"$state/log" 2>&1 &
     pid=$!
-    trap "kill $pid 2>/dev/null; wait $pid 2>/dev/null || true" RETURN
-    local ctr="ctr-remote --address $state/sock" tries=100
+    convert "ctr-remote --address $state/sock" || result=$?
+    kill $pid
+    wait $pid || true
+    return $result
+}
+
+convert() {
+    local ctr=$1 tries=100
     until $ctr version >/dev/null 2>&1; do
-        tries=$((tries - 1)); [ $tries -gt 0 ] || return 1; sleep 0.1
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || return 1
+        sleep 0.1
     done
     tar -C oci -cf oci.tar . &&
         $ctr images import --base-name lab/small --no-unpack --all-platforms oci.tar &&
-        $ctr images convert --estargz --oci --all-platforms lab/small:v1 lab/small:esgz &&
-        $ctr images export --all-platforms estargz.tar lab/small:esgz &&
+        $ctr images convert --estargz --oci --all-platforms lab/small:v1 lab/small:v1-esgz &&
+        $ctr images export --all-platforms estargz.tar lab/small:v1-esgz &&
         tar -C estargz -xf estargz.tar && rm -rf oci.tar estargz.tar
 }
 

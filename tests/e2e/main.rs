@@ -1,0 +1,10 @@
+//! End to end: the built command against real registries, real images and real
+//! FUSE, and against hosts and archives that no honest tool makes.
+//!
+//! The tests need root and `/dev/fuse`; see `tests/run`.
+
+mod harness;
+
+mod compare;
+mod nasty;
+mod trees;
