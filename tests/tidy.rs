@@ -129,31 +129,19 @@ fn pure_modules_name_no_io_and_no_clock() {
 
 #[test]
 fn files_are_short() {
-    report(
-        sources(&["src", "fsck/src", "tests", "benches"])
-            .iter()
-            .flat_map(check_length),
-    );
+    report(sources(&["src", "fsck/src", "tests", "benches"]).iter().flat_map(check_length));
 }
 
 #[test]
 fn nothing_unfinished_is_left() {
-    report(
-        sources(&["src", "fsck/src", "tests", "benches"])
-            .iter()
-            .flat_map(check_macros),
-    );
+    report(sources(&["src", "fsck/src", "tests", "benches"]).iter().flat_map(check_macros));
 }
 
 #[test]
 fn the_top_of_the_tree_holds_what_it_should() {
-    let names = fs::read_dir(root()).expect("repository root").map(|entry| {
-        entry
-            .expect("entry of the root")
-            .file_name()
-            .to_string_lossy()
-            .into_owned()
-    });
+    let names = fs::read_dir(root())
+        .expect("repository root")
+        .map(|entry| entry.expect("entry of the root").file_name().to_string_lossy().into_owned());
     report(names.filter_map(|name| check_top_level(&name)));
 }
 
@@ -199,34 +187,21 @@ fn check_levels(source: &Source) -> Vec<Violation> {
 
 fn check_fsck(source: &Source) -> Vec<Violation> {
     let paths = source.paths();
-    let used = paths
-        .iter()
-        .filter(|path| path.names.first() == Some(&"peersync"));
-    let wrong = used.filter(|path| {
-        !FSCK_MAY_USE
-            .iter()
-            .any(|allowed| path.names[1..].starts_with(allowed))
-    });
+    let used = paths.iter().filter(|path| path.names.first() == Some(&"peersync"));
+    let wrong = used
+        .filter(|path| !FSCK_MAY_USE.iter().any(|allowed| path.names[1..].starts_with(allowed)));
     wrong
         .map(|path| {
-            let what = format!(
-                "the checker shares formats only, not `{}`",
-                path.names.join("::")
-            );
+            let what = format!("the checker shares formats only, not `{}`", path.names.join("::"));
             source.violation(path.line, what)
         })
         .collect()
 }
 
 fn check_purity(source: &Source) -> Vec<Violation> {
-    let stem = source
-        .path
-        .trim_start_matches("src/")
-        .trim_end_matches(".rs");
-    let Some((_, banned)) = PURE
-        .iter()
-        .find(|(pure, _)| Path::new(stem).starts_with(pure))
-        .filter(|_| !source.is_test)
+    let stem = source.path.trim_start_matches("src/").trim_end_matches(".rs");
+    let Some((_, banned)) =
+        PURE.iter().find(|(pure, _)| Path::new(stem).starts_with(pure)).filter(|_| !source.is_test)
     else {
         return Vec::new();
     };
@@ -264,17 +239,11 @@ fn check_top_level(name: &str) -> Option<Violation> {
 }
 
 fn level(module: &str) -> Option<u8> {
-    LEVELS
-        .iter()
-        .find(|(name, _)| *name == module)
-        .map(|(_, level)| *level)
+    LEVELS.iter().find(|(name, _)| *name == module).map(|(_, level)| *level)
 }
 
 fn report(violations: impl IntoIterator<Item = Violation>) {
-    let lines: Vec<String> = violations
-        .into_iter()
-        .map(|found| found.to_string())
-        .collect();
+    let lines: Vec<String> = violations.into_iter().map(|found| found.to_string()).collect();
     assert!(lines.is_empty(), "\n{}", lines.join("\n"));
 }
 
@@ -284,11 +253,7 @@ fn root() -> PathBuf {
 
 impl Source {
     fn violation(&self, line: usize, what: String) -> Violation {
-        Violation {
-            path: self.path.clone(),
-            line,
-            what,
-        }
+        Violation { path: self.path.clone(), line, what }
     }
 }
 
@@ -342,10 +307,7 @@ mod seeded {
     #[test]
     fn a_climb_to_the_root_is_an_import() {
         let text = "use super::tree::Tree;\nuse super::super::store;\n";
-        assert_eq!(
-            lines(check_levels(&source("src/layer/build.rs", text))),
-            [2]
-        );
+        assert_eq!(lines(check_levels(&source("src/layer/build.rs", text))), [2]);
         assert!(check_levels(&source("src/layer/build/deep.rs", text)).is_empty());
     }
 
@@ -378,10 +340,7 @@ mod seeded {
     fn io_in_a_pure_module_is_found_outside_its_tests() {
         let text = "use std::{collections::HashMap, fs};\nfn f() { Instant::now(); }\n\
                     #[cfg(test)]\nmod tests {\n    use std::fs;\n}\nuse tokio::sync::Mutex;\n";
-        assert_eq!(
-            lines(check_purity(&source("src/layer/tree.rs", text))),
-            [1, 2, 7]
-        );
+        assert_eq!(lines(check_purity(&source("src/layer/tree.rs", text))), [1, 2, 7]);
         assert!(check_purity(&source("src/layer/tests.rs", text)).is_empty());
         assert!(check_purity(&source("src/oci/client.rs", text)).is_empty());
         assert!(check_purity(&source("src/layer2/tree.rs", text)).is_empty());
@@ -390,10 +349,7 @@ mod seeded {
     #[test]
     fn the_file_system_may_hand_a_file_through_but_not_read_the_clock() {
         let text = "use std::fs::File;\nlet now = std::time::Instant::now();\nuse fuser::Request;";
-        assert_eq!(
-            lines(check_purity(&source("src/fs/handle.rs", text))),
-            [2, 3]
-        );
+        assert_eq!(lines(check_purity(&source("src/fs/handle.rs", text))), [2, 3]);
     }
 
     #[test]

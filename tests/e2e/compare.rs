@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -18,38 +18,18 @@ fn make(root: &Path) {
     fs::write(root.join("alone"), b"content").expect("file");
     symlink("directory/file", root.join("symlink")).expect("symlink");
     tool("mkfifo", &[root.join("fifo")]);
-    run(Command::new("mknod")
-        .arg(root.join("device"))
-        .args(["c", "1", "3"]));
+    run(Command::new("mknod").arg(root.join("device")).args(["c", "1", "3"]));
     xattr::set(root.join("alone"), "user.colour", b"blue").expect("xattr");
     let at = SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789);
-    for path in [
-        "",
-        "directory",
-        "directory/below",
-        "directory/file",
-        "alone",
-        "fifo",
-        "device",
-    ] {
+    for path in ["", "directory", "directory/below", "directory/file", "alone", "fifo", "device"] {
         let path = root.join(path).display().to_string();
         let stamp = format!(
             "@{}.123456789",
-            at.duration_since(SystemTime::UNIX_EPOCH)
-                .expect("time")
-                .as_secs()
+            at.duration_since(SystemTime::UNIX_EPOCH).expect("time").as_secs()
         );
         tool("touch", &["-h", "-d", &stamp, &path]);
     }
-    tool(
-        "touch",
-        &[
-            "-h",
-            "-d",
-            "@1600000000.5",
-            &root.join("symlink").display().to_string(),
-        ],
-    );
+    tool("touch", &["-h", "-d", "@1600000000.5", &root.join("symlink").display().to_string()]);
 }
 
 /// Differences after one change to a copy.
@@ -63,17 +43,13 @@ fn after(change: impl FnOnce(&Path)) -> Vec<String> {
     for path in ["", "directory"] {
         tool(
             "touch",
-            &[
-                "-r",
-                &one.join(path).display().to_string(),
-                &other.join(path).display().to_string(),
-            ],
+            &["-r", &one.join(path).display().to_string(), &other.join(path).display().to_string()],
         );
     }
     Tree::read(&one).differences(&Tree::read(&other), &Allow::default())
 }
 
-fn touch(path: PathBuf, stamp: &str) {
+fn touch(path: &Path, stamp: &str) {
     tool("touch", &["-h", "-d", stamp, &path.display().to_string()]);
 }
 
@@ -87,61 +63,35 @@ fn equal_trees_do_not_differ() {
 fn each_attribute_counts() {
     needs_mounts!();
     let one = |found: Vec<String>, word: &str| {
-        assert!(
-            found.len() == 1 && found[0].contains(word),
-            "{word}: {found:?}"
-        );
+        assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
     };
-    one(
-        after(|root| touch(root.join("alone"), "@1600000000.123456788")),
-        "time",
-    );
-    one(
-        after(|root| touch(root.join("symlink"), "@1600000000.6")),
-        "time",
-    );
-    one(
-        after(|root| chown(root.join("fifo"), Some(7), None).expect("chown")),
-        "owner",
-    );
+    one(after(|root| touch(&root.join("alone"), "@1600000000.123456788")), "time");
+    one(after(|root| touch(&root.join("symlink"), "@1600000000.6")), "time");
+    one(after(|root| chown(root.join("fifo"), Some(7), None).expect("chown")), "owner");
     one(
         after(|root| xattr::set(root.join("alone"), "user.colour", b"red").expect("xattr")),
         "xattrs",
     );
-    one(
-        after(|root| xattr::remove(root.join("alone"), "user.colour").expect("xattr")),
-        "xattrs",
-    );
+    one(after(|root| xattr::remove(root.join("alone"), "user.colour").expect("xattr")), "xattrs");
     let mode = fs::Permissions::from_mode(0o4755);
-    one(
-        after(|root| fs::set_permissions(root.join("alone"), mode).expect("mode")),
-        "mode",
-    );
+    one(after(|root| fs::set_permissions(root.join("alone"), mode).expect("mode")), "mode");
     one(
         after(|root| {
             fs::write(root.join("alone"), b"CONTENT").expect("write");
-            touch(root.join("alone"), "@1600000000.123456789");
+            touch(&root.join("alone"), "@1600000000.123456789");
         }),
         "is File",
     );
     one(
         after(|root| {
             fs::remove_file(root.join("device")).expect("remove");
-            run(Command::new("mknod")
-                .arg(root.join("device"))
-                .args(["c", "1", "5"]));
-            touch(root.join("device"), "@1600000000.123456789");
+            run(Command::new("mknod").arg(root.join("device")).args(["c", "1", "5"]));
+            touch(&root.join("device"), "@1600000000.123456789");
         }),
         "CharDevice",
     );
-    one(
-        after(|root| fs::remove_file(root.join("fifo")).expect("remove")),
-        "missing",
-    );
-    one(
-        after(|root| fs::write(root.join("extra"), b"").expect("write")),
-        "should not be there",
-    );
+    one(after(|root| fs::remove_file(root.join("fifo")).expect("remove")), "missing");
+    one(after(|root| fs::write(root.join("extra"), b"").expect("write")), "should not be there");
 }
 
 #[test]
@@ -152,14 +102,8 @@ fn which_names_are_linked_counts() {
         fs::remove_file(root.join("linked")).expect("remove");
         fs::hard_link(root.join("alone"), root.join("linked")).expect("link");
     });
-    assert!(
-        found.iter().any(|line| line.contains("missing link group")),
-        "{found:?}"
-    );
-    assert!(
-        found.iter().any(|line| line.contains("wrong link group")),
-        "{found:?}"
-    );
+    assert!(found.iter().any(|line| line.contains("missing link group")), "{found:?}");
+    assert!(found.iter().any(|line| line.contains("wrong link group")), "{found:?}");
 }
 
 #[test]
@@ -173,10 +117,6 @@ fn a_real_image_unpacked_twice_is_the_same() {
         Tree::read(&place.path().join(name).join("rootfs"))
     });
     trees[0].assert_same(&trees[1], &Allow::default());
-    assert!(
-        trees[0].entries.len() > 500,
-        "{} names",
-        trees[0].entries.len()
-    );
+    assert!(trees[0].entries.len() > 500, "{} names", trees[0].entries.len());
     assert!(!trees[0].linked.is_empty(), "the image has hard links");
 }

@@ -5,6 +5,14 @@
 
 mod harness;
 
+mod commands;
 mod compare;
+mod daemon;
+mod hostile;
+mod lazy;
+mod models;
 mod nasty;
+mod store;
 mod trees;
+mod users;
+mod waiting;

@@ -20,27 +20,18 @@ pub(crate) fn unpack(layout: &Path, tag: &str) -> Tree {
     let place = scratch();
     let bundle = place.path().join("bundle");
     let image = format!("{}:{tag}", layout.display());
-    tool(
-        "umoci",
-        &["unpack", "--image", &image, &bundle.display().to_string()],
-    );
+    tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]);
     Tree::read(&bundle.join("rootfs"))
 }
 
 /// The root directory stands in no layer of this image: it has no time.
 pub(crate) fn root_time() -> Allow {
-    Allow {
-        times: [Vec::new()].into(),
-        ..status_directory()
-    }
+    Allow { times: [Vec::new()].into(), ..status_directory() }
 }
 
 /// Every mount has `.peersync/` besides the image.
 pub(crate) fn status_directory() -> Allow {
-    Allow {
-        paths: [b".peersync".to_vec()].into(),
-        ..Allow::default()
-    }
+    Allow { paths: [b".peersync".to_vec()].into(), ..Allow::default() }
 }
 
 #[track_caller]

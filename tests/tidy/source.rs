@@ -30,30 +30,18 @@ pub(crate) struct NamePath<'a> {
 
 impl NamePath<'_> {
     pub(crate) fn names_in_a_row(&self, wanted: &[&str]) -> bool {
-        self.names
-            .windows(wanted.len())
-            .any(|window| window == wanted)
+        self.names.windows(wanted.len()).any(|window| window == wanted)
     }
 }
 
 impl Source {
     pub(crate) fn new(path: String, text: String) -> Self {
         let (tokens, test_lines) = without_test_modules(&tokens(&text));
-        let stem = Path::new(&path)
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let stem = Path::new(&path).file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let in_source = path.starts_with("src/") || path.starts_with("fsck/src/");
         let is_test =
             in_source && (stem == "tests" || stem.ends_with("_tests") || path.contains("/tests/"));
-        Self {
-            path,
-            text,
-            tokens,
-            test_lines,
-            is_test,
-        }
+        Self { path, text, tokens, test_lines, is_test }
     }
 
     /// The module of `src/` that the file belongs to; none for `lib.rs` and `main.rs`.
@@ -66,20 +54,12 @@ impl Source {
     /// How many `super` lead from this file to the crate's root.
     fn depth(&self) -> usize {
         let parts = self.path.matches('/').count();
-        if self.path.ends_with("/mod.rs") {
-            parts - 1
-        } else {
-            parts
-        }
+        if self.path.ends_with("/mod.rs") { parts - 1 } else { parts }
     }
 
     /// The top module that a path means, where it says `crate::` or climbs to the root.
     pub(crate) fn crate_module<'a>(&self, path: &NamePath<'a>) -> Option<&'a str> {
-        let supers = path
-            .names
-            .iter()
-            .take_while(|name| **name == "super")
-            .count();
+        let supers = path.names.iter().take_while(|name| **name == "super").count();
         if path.names.first() == Some(&"crate") {
             path.names.get(1).copied()
         } else if supers > 0 && supers >= self.depth() {
@@ -122,10 +102,7 @@ impl Source {
                     if opens_group {
                         groups.push(Some(names));
                     } else {
-                        found.push(NamePath {
-                            line: token.line,
-                            names,
-                        });
+                        found.push(NamePath { line: token.line, names });
                     }
                 }
                 _ => {}
@@ -147,10 +124,7 @@ fn without_test_modules(tokens: &[Token]) -> (Vec<Token>, usize) {
     while at < tokens.len() {
         let rest = &tokens[at..];
         let is_module = rest.len() > 10
-            && rest
-                .iter()
-                .zip(OPENING)
-                .all(|(token, wanted)| token.text == wanted)
+            && rest.iter().zip(OPENING).all(|(token, wanted)| token.text == wanted)
             && rest[OPENING.len()].text == "mod"
             && rest[OPENING.len() + 2].text == "{";
         if !is_module {
@@ -222,11 +196,7 @@ fn tokens(text: &str) -> Vec<Token> {
 
 /// Length of `r`, `b`, `br`, `c`, `cr` where a string or byte literal follows, else 0.
 fn literal_prefix(rest: &[u8]) -> usize {
-    let letters = rest
-        .iter()
-        .take(2)
-        .take_while(|b| b"rbc".contains(b))
-        .count();
+    let letters = rest.iter().take(2).take_while(|b| b"rbc".contains(b)).count();
     let after = &rest[letters..];
     let hashes = after.iter().take_while(|b| **b == b'#').count();
     let raw = rest[..letters].contains(&b'r');

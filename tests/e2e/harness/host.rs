@@ -47,12 +47,7 @@ impl Reply {
 
     pub(crate) fn new(status: u16, body: Vec<u8>) -> Self {
         let length = body.len().to_string();
-        let reply = Self {
-            status,
-            headers: BTreeMap::new(),
-            body,
-            cut: None,
-        };
+        let reply = Self { status, headers: BTreeMap::new(), body, cut: None };
         reply.with("Content-Length", &length)
     }
 
@@ -136,11 +131,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
         };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    Some(Request {
-        method,
-        path,
-        headers,
-    })
+    Some(Request { method, path, headers })
 }
 
 /// What an honest registry would say.
@@ -157,18 +148,12 @@ fn right_answer(layout: &Path, request: &Request) -> Reply {
             None => Reply::status(404),
         };
     }
-    let blob = path
-        .split_once("/blobs/")
-        .map(|(_, digest)| blob_path(layout, digest));
+    let blob = path.split_once("/blobs/").map(|(_, digest)| blob_path(layout, digest));
     let Some(bytes) = blob.and_then(|path| fs::read(path).ok()) else {
         return Reply::status(404);
     };
     let whole = bytes.len();
-    match request
-        .headers
-        .get("range")
-        .and_then(|range| parse_range(range, whole))
-    {
+    match request.headers.get("range").and_then(|range| parse_range(range, whole)) {
         Some((first, last)) => Reply::new(206, bytes[first..=last].to_vec())
             .with("Content-Range", &format!("bytes {first}-{last}/{whole}")),
         None => Reply::new(200, bytes),
@@ -180,9 +165,7 @@ fn right_answer(layout: &Path, request: &Request) -> Reply {
 fn parse_range(range: &str, whole: usize) -> Option<(usize, usize)> {
     let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
     let first: usize = first.parse().ok()?;
-    let last = last
-        .parse()
-        .map_or(whole - 1, |last: usize| last.min(whole - 1));
+    let last = last.parse().map_or(whole - 1, |last: usize| last.min(whole - 1));
     (first <= last).then_some((first, last))
 }
 

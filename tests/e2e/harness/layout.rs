@@ -34,9 +34,7 @@ impl Compression {
             Self::Pigz => filter(Command::new("pigz").args(["-n", "-i", "-p2"]), stream),
             Self::GzipMembers(each) => {
                 let members = stream.chunks(each);
-                members
-                    .flat_map(|bytes| filter(Command::new("gzip").arg("-n"), bytes))
-                    .collect()
+                members.flat_map(|bytes| filter(Command::new("gzip").arg("-n"), bytes)).collect()
             }
             Self::Zstd => zstd(stream),
             Self::ZstdFrames(each) => stream.chunks(each).flat_map(zstd).collect(),
@@ -77,10 +75,7 @@ impl Layout {
     pub(crate) fn create(dir: &Path) -> Self {
         fs::create_dir_all(dir.join("blobs/sha256")).expect("layout directory");
         fs::write(dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).expect("layout");
-        let layout = Self {
-            dir: dir.to_owned(),
-            manifests: Vec::new(),
-        };
+        let layout = Self { dir: dir.to_owned(), manifests: Vec::new() };
         layout.write_index();
         layout
     }
@@ -108,18 +103,12 @@ impl Layout {
             "digest": self.blob(&compressed),
             "size": compressed.len(),
         });
-        Layer {
-            descriptor,
-            diff_id: digest(stream),
-        }
+        Layer { descriptor, diff_id: digest(stream) }
     }
 
     /// An image of tar streams, bottom first; gives the manifest's digest.
     pub(crate) fn image(&mut self, tag: &str, streams: &[Vec<u8>], how: Compression) -> String {
-        let layers: Vec<Layer> = streams
-            .iter()
-            .map(|stream| self.layer(stream, how))
-            .collect();
+        let layers: Vec<Layer> = streams.iter().map(|stream| self.layer(stream, how)).collect();
         self.image_of(tag, &layers)
     }
 
@@ -215,9 +204,7 @@ pub(crate) fn read_manifest_bytes(layout: &Path, name: &str) -> Option<(String, 
     let bytes = fs::read(blob_path(layout, &digest)).ok()?;
     let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let stated = manifest["mediaType"].as_str();
-    let media_type = stated
-        .unwrap_or("application/vnd.oci.image.manifest.v1+json")
-        .to_owned();
+    let media_type = stated.unwrap_or("application/vnd.oci.image.manifest.v1+json").to_owned();
     Some((digest, media_type, bytes))
 }
 
@@ -225,10 +212,7 @@ pub(crate) fn read_manifest_bytes(layout: &Path, name: &str) -> Option<(String, 
 pub(crate) fn layer_bytes(layout: &Path, tag: &str) -> u64 {
     let manifest = read_manifest(layout, tag);
     let layers = manifest["layers"].as_array().expect("layers");
-    layers
-        .iter()
-        .map(|layer| layer["size"].as_u64().expect("size"))
-        .sum()
+    layers.iter().map(|layer| layer["size"].as_u64().expect("size")).sum()
 }
 
 /// The tar streams of a gzip image's layers, bottom first.
@@ -239,10 +223,7 @@ pub(crate) fn layer_streams(layout: &Path, tag: &str) -> Vec<Vec<u8>> {
         .iter()
         .map(|layer| {
             let path = blob_path(layout, layer["digest"].as_str().expect("digest"));
-            filter(
-                Command::new("gzip").arg("-dc"),
-                &fs::read(path).expect("layer"),
-            )
+            filter(Command::new("gzip").arg("-dc"), &fs::read(path).expect("layer"))
         })
         .collect()
 }
@@ -260,9 +241,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 /// Feeds bytes to a program and gives what comes out.
 fn filter(command: &mut Command, input: &[u8]) -> Vec<u8> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
     std::thread::scope(|scope| {
         scope.spawn(move || stdin.write_all(input).expect("feed a filter"));

@@ -74,7 +74,7 @@ impl Line {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let shared = Arc::clone(&accepting);
-                thread::spawn(move || shared.carry(stream));
+                thread::spawn(move || shared.carry(&stream));
             }
         });
         Self { address, shared }
@@ -121,11 +121,7 @@ impl Line {
             .changed
             .wait_timeout_while(state, limit, |state| state.down < down)
             .expect("state");
-        assert!(
-            !timeout.timed_out(),
-            "{} of {down} bytes after {limit:?}",
-            state.down
-        );
+        assert!(!timeout.timed_out(), "{} of {down} bytes after {limit:?}", state.down);
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -158,7 +154,7 @@ impl State {
 }
 
 impl Shared {
-    fn carry(self: &Arc<Self>, client: TcpStream) {
+    fn carry(self: &Arc<Self>, client: &TcpStream) {
         // A handshake takes a round trip.
         thread::sleep(2 * self.conditions.delay);
         let Ok(server) = TcpStream::connect(self.upstream) else {
@@ -171,16 +167,11 @@ impl Shared {
                 let _ = client.shutdown(Shutdown::Both);
                 return;
             }
-            state.open.extend(
-                [&client, &server]
-                    .into_iter()
-                    .filter_map(|s| s.try_clone().ok()),
-            );
+            state.open.extend([client, &server].into_iter().filter_map(|s| s.try_clone().ok()));
         }
-        for (from, to, direction) in [
-            (&server, &client, Direction::Down),
-            (&client, &server, Direction::Up),
-        ] {
+        for (from, to, direction) in
+            [(&server, client, Direction::Down), (client, &server, Direction::Up)]
+        {
             let _ = to.set_nodelay(true);
             let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
                 return;
@@ -199,11 +190,7 @@ impl Shared {
             self.wait_for_wire(chunk.len(), way);
             if way == Direction::Down {
                 let state = self.state.lock().expect("state");
-                drop(
-                    self.changed
-                        .wait_while(state, |state| state.stalled)
-                        .expect("state"),
-                );
+                drop(self.changed.wait_while(state, |state| state.stalled).expect("state"));
             }
             if to.write_all(&chunk).is_err() {
                 break;
@@ -228,9 +215,7 @@ impl Shared {
         };
         let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let done = {
-            let mut free = self.free[usize::from(way == Direction::Up)]
-                .lock()
-                .expect("wire");
+            let mut free = self.free[usize::from(way == Direction::Up)].lock().expect("wire");
             *free = (*free).max(Instant::now()) + takes;
             *free
         };
@@ -241,10 +226,7 @@ impl Shared {
 fn take_in(mut from: TcpStream, chunks: &SyncSender<(Instant, Vec<u8>)>, delay: Duration) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        if chunks
-            .send((Instant::now() + delay, buffer[..read].to_vec()))
-            .is_err()
-        {
+        if chunks.send((Instant::now() + delay, buffer[..read].to_vec())).is_err() {
             break;
         }
     }
@@ -283,10 +265,7 @@ mod tests {
 
     #[test]
     fn rate_and_delay_hold() {
-        let conditions = Conditions {
-            rate: Some(1_000_000),
-            delay: Duration::from_millis(20),
-        };
+        let conditions = Conditions { rate: Some(1_000_000), delay: Duration::from_millis(20) };
         let line = Line::shaped(source(200_000), conditions);
         let start = Instant::now();
         assert_eq!(drain(line.address), 200_000);

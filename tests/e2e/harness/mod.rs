@@ -2,6 +2,7 @@
 //! a line that can be slow, cut or stalled, hostile hosts, images and trees.
 
 pub(crate) mod host;
+pub(crate) mod indexed;
 pub(crate) mod layout;
 pub(crate) mod line;
 pub(crate) mod peersync;
@@ -13,8 +14,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,10 +37,7 @@ pub(crate) fn can_mount() -> bool {
     let device = Path::new("/dev/fuse").exists();
     let root = nix::unistd::geteuid().is_root();
     if device && !root {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "in CI these tests run as root"
-        );
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI these tests run as root");
     }
     if !(device && root) {
         eprintln!("skipped: needs root and /dev/fuse (there: {root}, {device})");
@@ -51,21 +48,14 @@ pub(crate) fn can_mount() -> bool {
 /// A directory of one test, on the disk of the build and gone afterwards.
 pub(crate) fn scratch() -> tempfile::TempDir {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    tempfile::Builder::new()
-        .prefix("e2e-")
-        .tempdir_in(parent)
-        .expect("scratch directory")
+    tempfile::Builder::new().prefix("e2e-").tempdir_in(parent).expect("scratch directory")
 }
 
 /// Runs a command to its end and gives what it said; it must succeed.
 pub(crate) fn run(command: &mut Command) -> String {
     let output = output(command);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{said}",
-        output.status
-    );
+    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -83,28 +73,29 @@ pub(crate) fn output(command: &mut Command) -> Output {
 pub(crate) struct Running {
     child: Child,
     what: String,
-    stdout: mpsc::Receiver<Vec<u8>>,
-    stderr: mpsc::Receiver<Vec<u8>>,
+    stdout: Said,
+    stderr: Said,
+}
+
+/// What has come through a pipe so far, and whether its end has come.
+#[derive(Clone, Default)]
+struct Said(Arc<Pipe>);
+
+#[derive(Default)]
+struct Pipe {
+    /// The bytes, and whether they are all.
+    said: Mutex<(Vec<u8>, bool)>,
+    ended: Condvar,
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         let what = format!("{command:?}");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
-        let stdout = collect(child.stdout.take().expect("piped"));
-        let stderr = collect(child.stderr.take().expect("piped"));
-        Self {
-            child,
-            what,
-            stdout,
-            stderr,
-        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let stdout = Said::collect(child.stdout.take().expect("piped"));
+        let stderr = Said::collect(child.stderr.take().expect("piped"));
+        Self { child, what, stdout, stderr }
     }
 
     pub(crate) fn id(&self) -> i32 {
@@ -117,16 +108,8 @@ impl Running {
             let _ = self.child.kill();
             panic!("{} still runs after {limit:?}", self.what);
         };
-        // A background process may have inherited the pipes: what comes within
-        // a moment after the end is what the command itself said.
-        let rest = Duration::from_millis(500);
-        let stdout = self.stdout.recv_timeout(rest).unwrap_or_default();
-        let stderr = self.stderr.recv_timeout(rest).unwrap_or_default();
-        Output {
-            status,
-            stdout,
-            stderr,
-        }
+        let (stdout, stderr) = (self.stdout.get(), self.stderr.get());
+        Output { status, stdout, stderr }
     }
 
     /// The exit status, if it comes within the limit.
@@ -153,14 +136,30 @@ impl Drop for Running {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
-    });
-    receiver
+impl Said {
+    /// Gathers what comes, in the background.
+    fn collect(mut pipe: impl Read + Send + 'static) -> Self {
+        let said = Self::default();
+        let shared = said.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 16 << 10];
+            while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+                shared.0.said.lock().expect("output").0.extend_from_slice(&buffer[..read]);
+            }
+            shared.0.said.lock().expect("output").1 = true;
+            shared.0.ended.notify_all();
+        });
+        said
+    }
+
+    /// All that was said. A background process may have inherited the pipe: then
+    /// what comes within a moment after the command's end is what it said.
+    fn get(&self) -> Vec<u8> {
+        let Pipe { said, ended } = &*self.0;
+        let moment = Duration::from_millis(500);
+        let said = said.lock().expect("output");
+        ended.wait_timeout_while(said, moment, |said| !said.1).expect("output").0.0.clone()
+    }
 }
 
 /// Waits for something that no descriptor announces. The one place that polls.

@@ -37,9 +37,12 @@ pub(crate) struct Mount {
 
 impl Peersync {
     pub(crate) fn new() -> Self {
-        Self {
-            directory: scratch(),
-        }
+        Self::below(scratch())
+    }
+
+    /// With its store and mounts in a given directory.
+    pub(crate) fn below(directory: tempfile::TempDir) -> Self {
+        Self { directory }
     }
 
     pub(crate) fn store(&self) -> PathBuf {
@@ -82,21 +85,14 @@ impl Peersync {
         arguments.extend([image.into(), path.clone().into()]);
         let guard = Mount::watch(&path);
         self.run(&arguments);
-        assert!(
-            is_mounted(&path),
-            "the command returned, but nothing is mounted"
-        );
+        assert!(is_mounted(&path), "the command returned, but nothing is mounted");
         guard
     }
 
     /// A new empty directory below the scratch directory.
     pub(crate) fn mount_point(&self) -> PathBuf {
         let parent = self.directory.path();
-        tempfile::Builder::new()
-            .prefix("mnt-")
-            .tempdir_in(parent)
-            .expect("mount point")
-            .keep()
+        tempfile::Builder::new().prefix("mnt-").tempdir_in(parent).expect("mount point").keep()
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -107,9 +103,7 @@ impl Peersync {
     /// Bytes that came from the image's registry or layout, as the store counts them.
     pub(crate) fn registry_bytes(&self) -> u64 {
         let status = self.status();
-        status["bytes"]["registry"]
-            .as_u64()
-            .unwrap_or_else(|| panic!("no bytes in {status}"))
+        status["bytes"]["registry"].as_u64().unwrap_or_else(|| panic!("no bytes in {status}"))
     }
 
     /// The process that owns the store: whoever listens on its control socket.
@@ -159,11 +153,7 @@ impl Peersync {
         for log in logs.filter(|path| path.extension().is_some_and(|e| e == "log")) {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let from = text.len().saturating_sub(8000);
-            eprintln!(
-                "--- {}\n{}",
-                log.display(),
-                text.get(from..).unwrap_or(&text)
-            );
+            eprintln!("--- {}\n{}", log.display(), text.get(from..).unwrap_or(&text));
         }
     }
 }
@@ -179,10 +169,7 @@ impl Mount {
                 abort(&watched);
             }
         });
-        Self {
-            path: path.to_owned(),
-            _watched: sender,
-        }
+        Self { path: path.to_owned(), _watched: sender }
     }
 
     pub(crate) fn join(&self, path: &str) -> PathBuf {
@@ -211,15 +198,8 @@ impl Drop for Mount {
 pub(crate) fn failure(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code();
-    assert!(
-        code.is_some_and(|code| code != 0),
-        "should fail: {}\n{said}",
-        output.status
-    );
-    assert!(
-        code != Some(101) && !said.contains("panicked"),
-        "a panic is no message:\n{said}"
-    );
+    assert!(code.is_some_and(|code| code != 0), "should fail: {}\n{said}", output.status);
+    assert!(code != Some(101) && !said.contains("panicked"), "a panic is no message:\n{said}");
     assert!(!said.trim().is_empty(), "failed without a word");
     said
 }
@@ -234,20 +214,12 @@ impl Daemon {
     pub(crate) fn start(peersync: &Peersync, config: &str, mount: &Path) -> Self {
         let file = peersync.path("config.toml");
         fs::write(&file, config).expect("configuration");
-        let config = [
-            OsStr::new("--config"),
-            file.as_os_str(),
-            OsStr::new("daemon"),
-        ];
+        let config = [OsStr::new("--config"), file.as_os_str(), OsStr::new("daemon")];
         let mut process = Running::start(&mut peersync.command(&config));
-        wait_until(
-            "the daemon's mount answers",
-            Duration::from_secs(30),
-            || {
-                assert!(process.wait(Duration::ZERO).is_none(), "the daemon ended");
-                is_mounted(mount)
-            },
-        );
+        wait_until("the daemon's mount answers", Duration::from_secs(30), || {
+            assert!(process.wait(Duration::ZERO).is_none(), "the daemon ended");
+            is_mounted(mount)
+        });
         Self { process }
     }
 
@@ -280,10 +252,7 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
 fn mount_devices(path: &Path) -> impl Iterator<Item = String> {
     let table = fs::read("/proc/self/mountinfo").expect("mountinfo");
     let path = path.as_os_str().as_bytes().to_vec();
-    let lines: Vec<Vec<u8>> = table
-        .split(|byte| *byte == b'\n')
-        .map(<[u8]>::to_vec)
-        .collect();
+    let lines: Vec<Vec<u8>> = table.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
     lines.into_iter().filter_map(move |line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
@@ -294,10 +263,8 @@ fn mount_devices(path: &Path) -> impl Iterator<Item = String> {
 fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let mut found: Vec<PathBuf> = points
-        .map(PathBuf::from)
-        .filter(|point| point.starts_with(directory))
-        .collect();
+    let mut found: Vec<PathBuf> =
+        points.map(PathBuf::from).filter(|point| point.starts_with(directory)).collect();
     found.reverse();
     found
 }

@@ -12,7 +12,7 @@ use super::{Running, run, scratch, wait_until};
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     // In this order: the process ends before its directory goes.
-    process: Running,
+    _process: Running,
     _storage: tempfile::TempDir,
 }
 
@@ -43,11 +43,7 @@ impl Registry {
             ended = process.wait(Duration::ZERO).is_some();
             ended || TcpStream::connect(address).is_ok()
         });
-        (!ended).then_some(Self {
-            address,
-            process,
-            _storage: storage,
-        })
+        (!ended).then_some(Self { address, _process: process, _storage: storage })
     }
 
     /// Copies an image of a layout into the registry, as it is.
@@ -56,10 +52,6 @@ impl Registry {
         let to = format!("docker://{}/{name}", self.address);
         let options = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false"];
         run(Command::new("skopeo").args(options).args([from, to]));
-    }
-
-    pub(crate) fn id(&self) -> i32 {
-        self.process.id()
     }
 }
 

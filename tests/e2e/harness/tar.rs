@@ -43,74 +43,30 @@ impl Tar {
     }
 
     pub(crate) fn file(&mut self, name: &[u8], content: &[u8]) -> &mut Self {
-        self.member(
-            &Header {
-                name,
-                ..Header::default()
-            },
-            content,
-        )
+        self.member(&Header { name, ..Header::default() }, content)
     }
 
     pub(crate) fn directory(&mut self, name: &[u8]) -> &mut Self {
-        self.member(
-            &Header {
-                name,
-                kind: b'5',
-                mode: 0o755,
-                ..Header::default()
-            },
-            b"",
-        )
+        self.member(&Header { name, kind: b'5', mode: 0o755, ..Header::default() }, b"")
     }
 
     pub(crate) fn symlink(&mut self, name: &[u8], link: &[u8]) -> &mut Self {
-        self.member(
-            &Header {
-                name,
-                kind: b'2',
-                mode: 0o777,
-                link,
-                ..Header::default()
-            },
-            b"",
-        )
+        self.member(&Header { name, kind: b'2', mode: 0o777, link, ..Header::default() }, b"")
     }
 
     pub(crate) fn hard_link(&mut self, name: &[u8], link: &[u8]) -> &mut Self {
-        self.member(
-            &Header {
-                name,
-                kind: b'1',
-                link,
-                ..Header::default()
-            },
-            b"",
-        )
+        self.member(&Header { name, kind: b'1', link, ..Header::default() }, b"")
     }
 
     pub(crate) fn device(&mut self, name: &[u8], kind: u8, device: (u32, u32)) -> &mut Self {
-        self.member(
-            &Header {
-                name,
-                kind,
-                mode: 0o600,
-                device,
-                ..Header::default()
-            },
-            b"",
-        )
+        self.member(&Header { name, kind, mode: 0o600, device, ..Header::default() }, b"")
     }
 
     /// A member with its data; the length field says how long it is.
     pub(crate) fn member(&mut self, header: &Header<'_>, content: &[u8]) -> &mut Self {
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
-            let pax = Header {
-                name: b"PaxHeaders/x",
-                kind: b'x',
-                ..Header::default()
-            };
+            let pax = Header { name: b"PaxHeaders/x", kind: b'x', ..Header::default() };
             self.raw(&pax, &records);
         }
         self.raw(header, content)
@@ -123,8 +79,7 @@ impl Tar {
         while length != rest + length.to_string().len() {
             length += 1;
         }
-        self.records
-            .extend_from_slice(length.to_string().as_bytes());
+        self.records.extend_from_slice(length.to_string().as_bytes());
         self.records.push(b' ');
         self.records.extend_from_slice(key);
         self.records.push(b'=');
@@ -135,11 +90,7 @@ impl Tar {
 
     /// GNU's own long name (`L`) or long link (`K`) for the next member.
     pub(crate) fn gnu_long(&mut self, kind: u8, value: &[u8]) -> &mut Self {
-        let header = Header {
-            name: b"././@LongLink",
-            kind,
-            ..Header::default()
-        };
+        let header = Header { name: b"././@LongLink", kind, ..Header::default() };
         self.raw(&header, &[value, b"\0"].concat())
     }
 
@@ -147,12 +98,7 @@ impl Tar {
     /// (four at most) and in one extension block (21 more).
     pub(crate) fn gnu_sparse(&mut self, name: &[u8], real: u64, map: &[(u64, &[u8])]) -> &mut Self {
         let data: Vec<u8> = map.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect();
-        let header = Header {
-            name,
-            kind: b'S',
-            size: data.len() as u64,
-            ..Header::default()
-        };
+        let header = Header { name, kind: b'S', size: data.len() as u64, ..Header::default() };
         let mut block = header.block();
         block[257..265].copy_from_slice(b"ustar  \0");
         block[345..500].fill(0);
@@ -187,26 +133,14 @@ impl Tar {
         for (_, bytes) in map {
             data.extend_from_slice(bytes);
         }
-        self.pax(b"GNU.sparse.major", b"1")
-            .pax(b"GNU.sparse.minor", b"0");
-        self.pax(b"GNU.sparse.name", name)
-            .pax(b"GNU.sparse.realsize", real.to_string().as_bytes());
-        self.member(
-            &Header {
-                name: b"GNUSparseFile.0/x",
-                ..Header::default()
-            },
-            &data,
-        )
+        self.pax(b"GNU.sparse.major", b"1").pax(b"GNU.sparse.minor", b"0");
+        self.pax(b"GNU.sparse.name", name).pax(b"GNU.sparse.realsize", real.to_string().as_bytes());
+        self.member(&Header { name: b"GNUSparseFile.0/x", ..Header::default() }, &data)
     }
 
     /// A header and data as they are, whatever the header says.
     pub(crate) fn raw(&mut self, header: &Header<'_>, content: &[u8]) -> &mut Self {
-        let size = if header.size > 0 {
-            header.size
-        } else {
-            content.len() as u64
-        };
+        let size = if header.size > 0 { header.size } else { content.len() as u64 };
         let block = Header { size, ..*header }.block();
         self.bytes.extend_from_slice(&block);
         self.data(content)
@@ -234,10 +168,7 @@ impl Tar {
 impl Header<'_> {
     fn block(&self) -> [u8; 512] {
         let mut block = [0; 512];
-        assert!(
-            self.name.len() <= 100 && self.link.len() <= 100,
-            "use pax or gnu_long"
-        );
+        assert!(self.name.len() <= 100 && self.link.len() <= 100, "use pax or gnu_long");
         block[..self.name.len()].copy_from_slice(self.name);
         number(&mut block[100..108], u64::from(self.mode));
         number(&mut block[108..116], self.owner.0);

@@ -62,11 +62,8 @@ impl Tree {
         let mut inodes: BTreeMap<(u64, u64), BTreeSet<Vec<u8>>> = BTreeMap::new();
         let mut waiting = vec![PathBuf::new()];
         while let Some(relative) = waiting.pop() {
-            let path = if relative.as_os_str().is_empty() {
-                root.into()
-            } else {
-                root.join(&relative)
-            };
+            let path =
+                if relative.as_os_str().is_empty() { root.into() } else { root.join(&relative) };
             let meta = fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
             if meta.is_dir() {
                 for child in fs::read_dir(&path).unwrap_or_else(|e| panic!("{path:?}: {e}")) {
@@ -75,18 +72,12 @@ impl Tree {
                 }
             } else {
                 let name = relative.clone().into_os_string().into_vec();
-                inodes
-                    .entry((meta.dev(), meta.ino()))
-                    .or_default()
-                    .insert(name);
+                inodes.entry((meta.dev(), meta.ino())).or_default().insert(name);
             }
             let entry = Entry::read(&path, &meta);
             entries.insert(relative.into_os_string().into_vec(), entry);
         }
-        let linked = inodes
-            .into_values()
-            .filter(|names| names.len() > 1)
-            .collect();
+        let linked = inodes.into_values().filter(|names| names.len() > 1).collect();
         Self { entries, linked }
     }
 
@@ -109,11 +100,7 @@ impl Tree {
         found.extend(extra.map(|path| format!("{}: should not be there", shown(path))));
         for names in self.linked.symmetric_difference(&other.linked) {
             if names.iter().all(|name| counts(name)) {
-                let side = if self.linked.contains(names) {
-                    "missing"
-                } else {
-                    "wrong"
-                };
+                let side = if self.linked.contains(names) { "missing" } else { "wrong" };
                 let names: Vec<String> = names.iter().map(|name| shown(name)).collect();
                 found.push(format!("{side} link group: {}", names.join(" = ")));
             }
@@ -140,12 +127,7 @@ impl Entry {
         let kind = if kind.is_dir() {
             Kind::Directory
         } else if kind.is_symlink() {
-            Kind::Symlink(
-                fs::read_link(path)
-                    .expect("link")
-                    .into_os_string()
-                    .into_vec(),
-            )
+            Kind::Symlink(fs::read_link(path).expect("link").into_os_string().into_vec())
         } else if kind.is_char_device() {
             Kind::CharDevice(numbers.0, numbers.1)
         } else if kind.is_block_device() {
@@ -181,38 +163,18 @@ impl Entry {
                 found.push(format!("{path_shown}: {what} {given}, should be {wanted}"));
             }
         };
-        differ(
-            "is",
-            format!("{:?}", self.kind),
-            format!("{:?}", given.kind),
-        );
+        differ("is", format!("{:?}", self.kind), format!("{:?}", given.kind));
         if !matches!(self.kind, Kind::Symlink(_)) {
-            differ(
-                "mode",
-                format!("{:o}", self.mode),
-                format!("{:o}", given.mode),
-            );
+            differ("mode", format!("{:o}", self.mode), format!("{:o}", given.mode));
         }
-        differ(
-            "owner",
-            format!("{:?}", self.owner),
-            format!("{:?}", given.owner),
-        );
+        differ("owner", format!("{:?}", self.owner), format!("{:?}", given.owner));
         if !allow.times.contains(path) {
-            differ(
-                "time",
-                format!("{:?}", self.modified),
-                format!("{:?}", given.modified),
-            );
+            differ("time", format!("{:?}", self.modified), format!("{:?}", given.modified));
         }
         if !(allow.directory_links && self.kind == Kind::Directory) {
             differ("links", self.links.to_string(), given.links.to_string());
         }
-        differ(
-            "xattrs",
-            shown_xattrs(&self.xattrs),
-            shown_xattrs(&given.xattrs),
-        );
+        differ("xattrs", shown_xattrs(&self.xattrs), shown_xattrs(&given.xattrs));
     }
 }
 
@@ -235,9 +197,7 @@ fn content_hash(path: &Path, length: u64) -> blake3::Hash {
             end = stop;
         }
         while at < end {
-            let wanted = buffer
-                .len()
-                .min(usize::try_from(length - at).unwrap_or(usize::MAX));
+            let wanted = buffer.len().min(usize::try_from(length - at).unwrap_or(usize::MAX));
             file.read_exact_at(&mut buffer[..wanted], at)
                 .unwrap_or_else(|e| panic!("{path:?} at {at}: {e}"));
             if length < SPARSE {
@@ -270,8 +230,6 @@ fn shown(path: &[u8]) -> String {
 }
 
 fn shown_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
-    let each = xattrs
-        .iter()
-        .map(|(n, v)| format!("{}={}", n.escape_ascii(), v.escape_ascii()));
+    let each = xattrs.iter().map(|(n, v)| format!("{}={}", n.escape_ascii(), v.escape_ascii()));
     each.collect::<Vec<_>>().join(" ")
 }
