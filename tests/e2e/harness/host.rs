@@ -181,3 +181,30 @@ fn write_reply(writer: &mut impl Write, reply: &Reply, head_only: bool) -> std::
     }
     writer.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::layout::{Compression, Layout};
+    use crate::harness::tar::Tar;
+    use crate::harness::{scratch, tool};
+
+    #[test]
+    fn an_honest_host_is_a_registry_to_other_tools() {
+        let place = scratch();
+        let mut layout = Layout::create(&place.path().join("oci"));
+        let mut tar = Tar::new();
+        tar.file(b"file", b"content");
+        layout.image("v1", &[tar.finish()], Compression::Gzip);
+        let host = Host::serve(&layout.dir, |_, right| right);
+        let copied = place.path().join("copied");
+        let (from, to) = (format!("docker://{}", host.reference("v1")), copied.display());
+        let options = ["--insecure-policy", "copy", "-q", "--src-tls-verify=false"];
+        tool("skopeo", &[&options[..], &[&from, &format!("oci:{to}:v1")]].concat());
+        assert_eq!(
+            read_manifest_bytes(&copied, "v1").map(|(digest, ..)| digest),
+            read_manifest_bytes(&layout.dir, "v1").map(|(digest, ..)| digest),
+        );
+        assert!(host.requests().len() >= 3);
+    }
+}
