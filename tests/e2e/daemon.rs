@@ -35,15 +35,7 @@ impl Node {
 }
 
 fn config(peersync: &Peersync, point: &Path) -> String {
-    let at = |name: &str| peersync.path(name).display().to_string();
-    format!(
-        "[store]\npath = {:?}\n[mount]\npath = {point:?}\n[snapshotter]\nsocket = {:?}\n\
-         [admin]\nsocket = {:?}\nlisten = \"127.0.0.1:0\"\n[mirror]\nlisten = \"127.0.0.1:0\"\n\
-         [swarm]\nlisten = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\nlan_multicast = false\n",
-        at("store"),
-        at("snapshotter.sock"),
-        at("admin.sock"),
-    )
+    format!("[store]\npath = {:?}\n[mount]\npath = {point:?}\n", peersync.store())
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -100,10 +100,13 @@ impl Peersync {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// Bytes that came from the image's registry or layout, as the store counts them.
+    /// Bytes that came from the image's registry or layout since the owner
+    /// started, as it counts them: content and indexes.
     pub(crate) fn registry_bytes(&self) -> u64 {
         let status = self.status();
-        status["bytes"]["registry"].as_u64().unwrap_or_else(|| panic!("no bytes in {status}"))
+        let count = |source: &str| status["bytes"][source].as_u64();
+        let (content, index) = (count("registry"), count("index"));
+        content.zip(index).map(|(c, i)| c + i).unwrap_or_else(|| panic!("no bytes in {status}"))
     }
 
     /// The process that owns the store: whoever listens on its control socket.
