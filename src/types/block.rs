@@ -67,10 +67,7 @@ pub struct VerifiedBlock {
 impl VerifiedBlock {
     /// Hashes bytes whose name is not known yet (a first pass over a layer).
     pub fn seal(data: Bytes) -> Self {
-        Self {
-            hash: BlockHash::of(&data),
-            data,
-        }
+        Self { hash: BlockHash::of(&data), data }
     }
 
     /// Hashes bytes that somebody claims to be the block `expected`.
@@ -79,11 +76,7 @@ impl VerifiedBlock {
     /// [`Mismatch`] if they are not; the bytes are dropped.
     pub fn verify(data: Bytes, expected: &BlockHash) -> Result<Self, Mismatch> {
         let block = Self::seal(data);
-        if block.hash == *expected {
-            Ok(block)
-        } else {
-            Err(Mismatch)
-        }
+        if block.hash == *expected { Ok(block) } else { Err(Mismatch) }
     }
 
     /// The block's name.

@@ -64,9 +64,9 @@ impl FromStr for Digest {
         // A hostile text is quoted in the error: keep it short.
         let quoted = || text.chars().take(90).collect::<String>();
         match text.split_once(':') {
-            Some(("sha256", hex)) => parse_32(hex)
-                .map(Self)
-                .ok_or_else(|| DigestError::Malformed(quoted())),
+            Some(("sha256", hex)) => {
+                parse_32(hex).map(Self).ok_or_else(|| DigestError::Malformed(quoted()))
+            }
             Some(_) => Err(DigestError::Algorithm(quoted())),
             None => Err(DigestError::Malformed(quoted())),
         }
@@ -137,14 +137,7 @@ mod tests {
         let digest = Digest::of(b"peersync");
         assert_eq!(digest.to_string().parse(), Ok(digest));
         assert_eq!(Digest::from_file_name(&digest.file_name()), Some(digest));
-        for bad in [
-            "",
-            "sha256:",
-            "sha256:AB",
-            "sha512:00",
-            "md5",
-            &digest.hex(),
-        ] {
+        for bad in ["", "sha256:", "sha256:AB", "sha512:00", "md5", &digest.hex()] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
         let upper = format!("sha256:{}", digest.hex().to_uppercase());

@@ -28,11 +28,7 @@ const BLOCKS_MAX: usize = 1 << 25;
 /// The block size of a new object of `length` bytes. The policy can change:
 /// the size that was used is recorded in the object.
 pub fn block_size_for(length: u64) -> u32 {
-    if length < LARGE_OBJECT {
-        BLOCK_SIZE_SMALL
-    } else {
-        BLOCK_SIZE_LARGE
-    }
+    if length < LARGE_OBJECT { BLOCK_SIZE_SMALL } else { BLOCK_SIZE_LARGE }
 }
 
 /// An object's name: BLAKE3 over block size, length and block list.
@@ -138,32 +134,22 @@ impl ObjectSpec {
             ends.push(length);
         }
         let uniform = ends.split_last().is_none_or(|(_, full)| {
-            full.iter()
-                .zip(1u64..)
-                .all(|(end, n)| *end == n * u64::from(block_size))
+            full.iter().zip(1u64..).all(|(end, n)| *end == n * u64::from(block_size))
         });
         if uniform {
             ends = Vec::new();
         }
         hashes.shrink_to_fit();
         ends.shrink_to_fit();
-        Ok(Self {
-            block_size,
-            length,
-            hashes,
-            ends,
-        })
+        Ok(Self { block_size, length, hashes, ends })
     }
 
     /// The object of the bytes `data`, in blocks of [`block_size_for`] its length.
     pub fn of(data: &[u8]) -> Self {
         let block_size = block_size_for(data.len() as u64);
-        let blocks = data.chunks(block_size as usize).map(|c| {
-            (
-                BlockHash::of(c),
-                u32::try_from(c.len()).unwrap_or(block_size),
-            )
-        });
+        let blocks = data
+            .chunks(block_size as usize)
+            .map(|c| (BlockHash::of(c), u32::try_from(c.len()).unwrap_or(block_size)));
         Self::new(block_size, blocks).unwrap_or_else(|_| unreachable!("chunks fit the block size"))
     }
 
@@ -197,26 +183,17 @@ impl ObjectSpec {
         let hash = *self.hashes.get(i)?;
         let (offset, end) = if self.ends.is_empty() {
             let offset = u64::from(index) * u64::from(self.block_size);
-            (
-                offset,
-                (offset + u64::from(self.block_size)).min(self.length),
-            )
+            (offset, (offset + u64::from(self.block_size)).min(self.length))
         } else {
             (i.checked_sub(1).map_or(0, |p| self.ends[p]), self.ends[i])
         };
-        Some(BlockEntry {
-            hash,
-            offset,
-            len: (end - offset) as u32,
-        })
+        Some(BlockEntry { hash, offset, len: (end - offset) as u32 })
     }
 
     /// All blocks in order.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = BlockEntry> + '_ {
-        (0..self.hashes.len()).map(|i| {
-            self.block(i as u32)
-                .unwrap_or_else(|| unreachable!("index below the count"))
-        })
+        (0..self.hashes.len())
+            .map(|i| self.block(i as u32).unwrap_or_else(|| unreachable!("index below the count")))
     }
 
     /// Number of the block that holds byte `offset`; `None` at or after the end.
@@ -281,9 +258,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn spec(block_size: u32, lens: &[u32]) -> ObjectSpec {
-        let blocks = lens
-            .iter()
-            .map(|len| (BlockHash::of(&len.to_le_bytes()), *len));
+        let blocks = lens.iter().map(|len| (BlockHash::of(&len.to_le_bytes()), *len));
         ObjectSpec::new(block_size, blocks).expect("valid lengths")
     }
 
@@ -323,13 +298,7 @@ mod tests {
     fn impossible_lists_are_refused() {
         let hash = BlockHash::of(b"x");
         assert_eq!(ObjectSpec::new(0, []), Err(SpecError::BlockSize(0)));
-        assert_eq!(
-            ObjectSpec::new(8, [(hash, 0)]),
-            Err(SpecError::BlockLength(0))
-        );
-        assert_eq!(
-            ObjectSpec::new(8, [(hash, 9)]),
-            Err(SpecError::BlockLength(0))
-        );
+        assert_eq!(ObjectSpec::new(8, [(hash, 0)]), Err(SpecError::BlockLength(0)));
+        assert_eq!(ObjectSpec::new(8, [(hash, 9)]), Err(SpecError::BlockLength(0)));
     }
 }

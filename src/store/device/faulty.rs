@@ -93,12 +93,7 @@ impl Default for FaultyDevice {
 impl FaultyDevice {
     /// An empty disk.
     pub fn new() -> Self {
-        Self {
-            disk: Arc::new(Mutex::new(Disk {
-                next_inode: 1,
-                ..Disk::default()
-            })),
-        }
+        Self { disk: Arc::new(Mutex::new(Disk { next_inode: 1, ..Disk::default() })) }
     }
 
     /// Plans a fault; `None` for none.
@@ -272,19 +267,12 @@ impl Disk {
     }
 
     fn alive(&self) -> io::Result<()> {
-        if self.dead {
-            Err(io::Error::from_raw_os_error(5))
-        } else {
-            Ok(())
-        }
+        if self.dead { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
     }
 
     fn find(&self, path: &str) -> io::Result<u64> {
         self.alive()?;
-        self.live
-            .get(path)
-            .copied()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.live.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn add(&mut self, path: &str, dir: bool) -> io::Result<u64> {
@@ -295,11 +283,7 @@ impl Disk {
         self.step(true)?;
         let inode = self.next_inode;
         self.next_inode += 1;
-        let node = Node {
-            dir,
-            ctime: self.clock,
-            ..Node::default()
-        };
+        let node = Node { dir, ctime: self.clock, ..Node::default() };
         self.nodes.insert(inode, node);
         self.change(Entry::Add(path.to_owned(), inode));
         Ok(inode)
@@ -311,9 +295,7 @@ impl Disk {
     }
 
     fn node(&mut self, inode: u64) -> io::Result<&mut Node> {
-        self.nodes
-            .get_mut(&inode)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.nodes.get_mut(&inode).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -386,10 +368,7 @@ impl Device for FaultyDevice {
         if disk.node(inode)?.dir {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        Ok(Arc::new(FaultyFile {
-            device: self.clone(),
-            inode,
-        }))
+        Ok(Arc::new(FaultyFile { device: self.clone(), inode }))
     }
 
     fn stat(&self, path: &str) -> io::Result<Option<Stat>> {
@@ -490,10 +469,7 @@ impl Device for FaultyDevice {
     fn space(&self) -> io::Result<Space> {
         let disk = self.disk();
         disk.alive()?;
-        Ok(Space {
-            total: 1 << 40,
-            free: if disk.full { 0 } else { 1 << 39 },
-        })
+        Ok(Space { total: 1 << 40, free: if disk.full { 0 } else { 1 << 39 } })
     }
 
     fn lock(&self, path: &str, content: &str, shared: bool) -> io::Result<Option<LockGuard>> {

@@ -237,8 +237,5 @@ pub fn read_whole(file: &dyn DeviceFile, max: u64) -> io::Result<Vec<u8>> {
 
 /// Whether an error says that the disk, or the user's share of it, is full.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

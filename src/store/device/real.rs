@@ -16,9 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{Device, DeviceFile, Kind, LockGuard, Mode, Space, Stat};
 
-const DIR_FLAGS: OFlag = OFlag::O_DIRECTORY
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_CLOEXEC);
+const DIR_FLAGS: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// A directory on a real file system.
 #[derive(Debug)]
@@ -34,9 +32,7 @@ impl RealDevice {
     /// Those of the operating system.
     pub fn new(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
-        Ok(Self {
-            root: open(path, flags, Bits::empty())?,
-        })
+        Ok(Self { root: open(path, flags, Bits::empty())? })
     }
 
     /// Opens the directory that holds `path`, component by component, and
@@ -51,12 +47,8 @@ impl RealDevice {
     fn dir(&self, path: &str) -> io::Result<Dir<'_>> {
         let mut at = Dir::Root(self.root.as_fd());
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            let next = openat(
-                at.as_fd(),
-                OsStr::new(name),
-                DIR_FLAGS | OFlag::O_PATH,
-                Bits::empty(),
-            )?;
+            let next =
+                openat(at.as_fd(), OsStr::new(name), DIR_FLAGS | OFlag::O_PATH, Bits::empty())?;
             at = Dir::Sub(next);
         }
         Ok(at)
@@ -90,10 +82,7 @@ impl Device for RealDevice {
         let fd = openat(dir, OsStr::new(name), flags, Bits::from_bits_truncate(0o600))?;
         let file = File::from(fd);
         if !file.metadata()?.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         Ok(Arc::new(RealFile { file }))
     }
@@ -114,12 +103,7 @@ impl Device for RealDevice {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from_dir, from_name) = self.parent(from)?;
         let (to_dir, to_name) = self.parent(to)?;
-        Ok(renameat(
-            from_dir,
-            OsStr::new(from_name),
-            to_dir,
-            OsStr::new(to_name),
-        )?)
+        Ok(renameat(from_dir, OsStr::new(from_name), to_dir, OsStr::new(to_name))?)
     }
 
     fn unlink(&self, path: &str) -> io::Result<()> {
@@ -184,19 +168,11 @@ impl Device for RealDevice {
 
     fn lock(&self, path: &str, content: &str, shared: bool) -> io::Result<Option<LockGuard>> {
         let (dir, name) = self.parent(path)?;
-        let flags = if shared {
-            OFlag::O_RDONLY
-        } else {
-            OFlag::O_RDWR | OFlag::O_CREAT
-        };
+        let flags = if shared { OFlag::O_RDONLY } else { OFlag::O_RDWR | OFlag::O_CREAT };
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let fd = openat(dir, OsStr::new(name), flags, Bits::from_bits_truncate(0o600))?;
         let mut file = File::from(fd);
-        let locked = if shared {
-            file.try_lock_shared()
-        } else {
-            file.try_lock()
-        };
+        let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
         match locked {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
@@ -249,10 +225,7 @@ impl DeviceFile for RealFile {
             size: meta.len(),
             allocated: meta.blocks() * 512,
             inode: meta.ino(),
-            ctime: (
-                meta.ctime(),
-                u32::try_from(meta.ctime_nsec()).unwrap_or_default(),
-            ),
+            ctime: (meta.ctime(), u32::try_from(meta.ctime_nsec()).unwrap_or_default()),
         })
     }
 
@@ -377,9 +350,6 @@ fn from_stat(stat: &FileStat) -> Stat {
         size: u64::try_from(stat.st_size).unwrap_or_default(),
         allocated: u64::try_from(stat.st_blocks).unwrap_or_default() * 512,
         inode: stat.st_ino,
-        ctime: (
-            stat.st_ctime,
-            u32::try_from(stat.st_ctime_nsec).unwrap_or_default(),
-        ),
+        ctime: (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or_default()),
     }
 }

@@ -57,7 +57,11 @@ pub fn line(id: &ObjectId, line: u32, bits: &[u8; LINE_BITS_LEN]) -> [u8; LINE_L
 
 /// Checks a line and gives its bits. A line of zeros only (never written) is
 /// valid and claims nothing.
-pub fn read_line(id: &ObjectId, number: u32, bytes: &[u8; LINE_LEN]) -> Option<[u8; LINE_BITS_LEN]> {
+pub fn read_line(
+    id: &ObjectId,
+    number: u32,
+    bytes: &[u8; LINE_LEN],
+) -> Option<[u8; LINE_BITS_LEN]> {
     let mut bits = [0; LINE_BITS_LEN];
     bits.copy_from_slice(&bytes[..LINE_BITS_LEN]);
     if bytes.iter().all(|b| *b == 0) || checksum(id, number, &bits) == bytes[LINE_BITS_LEN..] {

@@ -73,11 +73,7 @@ impl Checkpoint {
         if *blake3::hash(&file[..covered]).as_bytes() != sum {
             return Err(RecordError::Checksum);
         }
-        Ok(Self {
-            sequence,
-            streams,
-            state,
-        })
+        Ok(Self { sequence, streams, state })
     }
 }
 
@@ -89,11 +85,7 @@ mod tests {
     fn a_torn_or_damaged_checkpoint_is_refused() {
         let checkpoint = Checkpoint {
             sequence: 5,
-            streams: vec![
-                (Stream::Literals, 10),
-                (Stream::Bundle, 20),
-                (Stream::File(3), 30),
-            ],
+            streams: vec![(Stream::Literals, 10), (Stream::Bundle, 20), (Stream::File(3), 30)],
             state: b"state".to_vec(),
         };
         let mut bytes = checkpoint.encode();

@@ -33,16 +33,9 @@ pub fn seal(table: &str, key: &[u8], mut payload: Vec<u8>) -> Vec<u8> {
 /// # Errors
 /// [`RecordError::Checksum`] where it does not match.
 pub fn unseal<'a>(table: &str, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], RecordError> {
-    let at = value
-        .len()
-        .checked_sub(SEAL_LEN)
-        .ok_or(RecordError::Checksum)?;
+    let at = value.len().checked_sub(SEAL_LEN).ok_or(RecordError::Checksum)?;
     let (payload, sum) = value.split_at(at);
-    if checksum(table, key, payload) == sum {
-        Ok(payload)
-    } else {
-        Err(RecordError::Checksum)
-    }
+    if checksum(table, key, payload) == sum { Ok(payload) } else { Err(RecordError::Checksum) }
 }
 
 fn checksum(table: &str, key: &[u8], payload: &[u8]) -> [u8; SEAL_LEN] {
@@ -107,10 +100,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn raw(&mut self, len: usize) -> Result<&'a [u8], RecordError> {
-        let (head, tail) = self
-            .0
-            .split_at_checked(len)
-            .ok_or(RecordError::Malformed)?;
+        let (head, tail) = self.0.split_at_checked(len).ok_or(RecordError::Malformed)?;
         self.0 = tail;
         Ok(head)
     }
@@ -148,11 +138,7 @@ impl<'a> Reader<'a> {
 
     /// The rest must be empty.
     pub(super) fn end(self) -> Result<(), RecordError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(RecordError::Malformed)
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(RecordError::Malformed) }
     }
 }
 

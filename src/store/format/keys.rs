@@ -73,10 +73,7 @@ pub fn content(object: u32, offset: u64) -> [u8; 12] {
 /// Reads [`content`].
 pub fn parse_content(key: &[u8]) -> Option<(u32, u64)> {
     let (object, offset) = key.split_at_checked(4)?;
-    Some((
-        parse_number(object)?,
-        u64::from_be_bytes(offset.try_into().ok()?),
-    ))
+    Some((parse_number(object)?, u64::from_be_bytes(offset.try_into().ok()?)))
 }
 
 /// `content_index`: the first half of the hash, object number, offset.
@@ -109,11 +106,7 @@ pub fn layer(key: &LayerKey) -> Vec<u8> {
 pub fn parse_layer(key: &[u8]) -> Result<LayerKey, RecordError> {
     let mut reader = Reader::new(key);
     let diff_id = Digest::from_bytes(reader.array()?);
-    let path = if key.len() == 32 {
-        None
-    } else {
-        Some(reader.bytes(PATH_MAX)?.to_vec())
-    };
+    let path = if key.len() == 32 { None } else { Some(reader.bytes(PATH_MAX)?.to_vec()) };
     reader.end()?;
     Ok(LayerKey { diff_id, path })
 }

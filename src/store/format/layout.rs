@@ -76,11 +76,7 @@ pub fn parse_object_file(dir: &str, name: &str) -> Option<ObjectFile> {
     if hex.get(..2) != Some(dir) {
         return None;
     }
-    Some(if bits {
-        ObjectFile::Bits(id)
-    } else {
-        ObjectFile::Data(id)
-    })
+    Some(if bits { ObjectFile::Bits(id) } else { ObjectFile::Data(id) })
 }
 
 /// A stream of a first pass.
@@ -160,10 +156,7 @@ mod tests {
         let id = ObjectId::from_bytes([0xab; 32]);
         let name = id.to_string();
         assert_eq!(parse_object_file("ab", &name), Some(ObjectFile::Data(id)));
-        assert_eq!(
-            parse_object_file("ab", &format!("{name}.bits")),
-            Some(ObjectFile::Bits(id))
-        );
+        assert_eq!(parse_object_file("ab", &format!("{name}.bits")), Some(ObjectFile::Bits(id)));
         assert_eq!(parse_object_file("ac", &name), None);
         assert_eq!(parse_object_file("ab", "x"), None);
         for stream in [Stream::Literals, Stream::Bundle, Stream::File(7)] {

@@ -64,20 +64,11 @@ impl<F: ReadAt> Overlay<F> {
     /// Where the length can't be read.
     pub fn new(below: F, limit: usize) -> io::Result<Self> {
         let len = below.len()?;
-        Ok(Self {
-            below,
-            limit,
-            state: Mutex::new(State {
-                len,
-                pages: HashMap::new(),
-            }),
-        })
+        Ok(Self { below, limit, state: Mutex::new(State { len, pages: HashMap::new() }) })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Reads from the file; zeros after its end.

@@ -28,10 +28,7 @@ pub struct Session {
 impl Session {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u8(u8::from(self.clean))
-            .u64(self.epoch)
-            .done()
+        Writer::default().u8(u8::from(self.clean)).u64(self.epoch).done()
     }
 
     /// Reads a payload.
@@ -183,14 +180,37 @@ impl VerifiedMark {
     /// [`RecordError::Malformed`].
     pub fn decode(payload: &[u8]) -> Result<Self, RecordError> {
         let mut r = Reader::new(payload);
-        let mark = Self {
-            epoch: r.u64()?,
-            size: r.u64()?,
-            inode: r.u64()?,
-            ctime: (r.i64()?, r.u32()?),
-        };
+        let mark =
+            Self { epoch: r.u64()?, size: r.u64()?, inode: r.u64()?, ctime: (r.i64()?, r.u32()?) };
         r.end()?;
         Ok(mark)
+    }
+}
+
+/// What a staged file is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromotionRecord {
+    /// The object.
+    pub object: ObjectId,
+    /// It has become that; else it may be named either way.
+    pub done: bool,
+}
+
+impl PromotionRecord {
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::default().raw(self.object.as_bytes()).u8(u8::from(self.done)).done()
+    }
+
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// [`RecordError::Malformed`].
+    pub fn decode(payload: &[u8]) -> Result<Self, RecordError> {
+        let mut r = Reader::new(payload);
+        let record = Self { object: ObjectId::from_bytes(r.array()?), done: flag(r.u8()?)? };
+        r.end()?;
+        Ok(record)
     }
 }
 
@@ -206,10 +226,7 @@ pub struct ContentRecord {
 impl ContentRecord {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .raw(self.hash.as_bytes())
-            .u64(self.length)
-            .done()
+        Writer::default().raw(self.hash.as_bytes()).u64(self.length).done()
     }
 
     /// Reads a payload.
@@ -359,11 +376,7 @@ impl BlobRecord {
         let layer = super::keys::parse_layer(r.bytes(PATH_MAX + 36)?)?;
         let root = r.bytes(ROOT_MAX)?.to_vec();
         r.end()?;
-        Ok(Self {
-            root,
-            layer,
-            origin,
-        })
+        Ok(Self { root, layer, origin })
     }
 }
 
@@ -383,10 +396,7 @@ impl SlotOwner {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Layer(key) => Writer::default()
-                .u8(0)
-                .bytes(&super::keys::layer(key))
-                .done(),
+            Self::Layer(key) => Writer::default().u8(0).bytes(&super::keys::layer(key)).done(),
             Self::Chain(digest) => Writer::default().u8(1).bytes(digest.as_bytes()).done(),
             Self::Name(name) => Writer::default().u8(2).bytes(name.as_bytes()).done(),
         }
@@ -403,9 +413,7 @@ impl SlotOwner {
         r.end()?;
         match kind {
             0 => Ok(Self::Layer(super::keys::parse_layer(bytes)?)),
-            1 => super::keys::parse_digest(bytes)
-                .map(Self::Chain)
-                .ok_or(RecordError::Malformed),
+            1 => super::keys::parse_digest(bytes).map(Self::Chain).ok_or(RecordError::Malformed),
             2 => text(bytes).map(Self::Name),
             _ => Err(RecordError::Malformed),
         }
@@ -424,9 +432,7 @@ pub struct ChainRecord {
 impl ChainRecord {
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        let w = Writer::default()
-            .u32(self.slot)
-            .u32(self.layers.len() as u32);
+        let w = Writer::default().u32(self.slot).u32(self.layers.len() as u32);
         self.layers.iter().fold(w, |w, slot| w.u32(*slot)).done()
     }
 
@@ -496,9 +502,7 @@ fn flag(byte: u8) -> Result<bool, RecordError> {
 }
 
 fn text(bytes: &[u8]) -> Result<String, RecordError> {
-    std::str::from_utf8(bytes)
-        .map(str::to_owned)
-        .map_err(|_| RecordError::Malformed)
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| RecordError::Malformed)
 }
 
 #[cfg(test)]
@@ -510,52 +514,25 @@ mod tests {
     fn records_survive_encoding() {
         let digest = Digest::from_bytes([7; 32]);
         let id = ObjectId::from_bytes([9; 32]);
-        let raw = LayerKey {
-            diff_id: digest,
-            path: Some(b"model.onnx".to_vec()),
-        };
-        let tar = LayerKey {
-            diff_id: digest,
-            path: None,
-        };
+        let raw = LayerKey { diff_id: digest, path: Some(b"model.onnx".to_vec()) };
+        let tar = LayerKey { diff_id: digest, path: None };
         for key in [&raw, &tar] {
             let encoded = super::super::keys::layer(key);
             assert_eq!(super::super::keys::parse_layer(&encoded).as_ref(), Ok(key));
         }
-        let session = Session {
-            clean: true,
-            epoch: 3,
-        };
+        let session = Session { clean: true, epoch: 3 };
         assert_eq!(Session::decode(&session.encode()), Ok(session));
-        let object = ObjectRecord {
-            number: 1,
-            block_size: 2,
-            length: 3,
-            blocks: 4,
-            complete: true,
-        };
+        let object =
+            ObjectRecord { number: 1, block_size: 2, length: 3, blocks: 4, complete: true };
         assert_eq!(ObjectRecord::decode(&object.encode()), Ok(object));
-        let mark = VerifiedMark {
-            epoch: 1,
-            size: 2,
-            inode: 3,
-            ctime: (-4, 5),
-        };
+        let mark = VerifiedMark { epoch: 1, size: 2, inode: 3, ctime: (-4, 5) };
         assert_eq!(VerifiedMark::decode(&mark.encode()), Ok(mark));
-        let layer = LayerRecord {
-            slot: 1,
-            tree: id,
-            blocks: id,
-        };
+        let layer = LayerRecord { slot: 1, tree: id, blocks: id };
         assert_eq!(LayerRecord::decode(&layer.encode()), Ok(layer));
         for role in [Role::Part, Role::Content(5)] {
             assert_eq!(Role::decode(&role.encode()), Ok(role));
         }
-        let blob = BlobRecord {
-            root: vec![1, 2],
-            layer: raw.clone(),
-            origin: IndexOrigin::Swarm,
-        };
+        let blob = BlobRecord { root: vec![1, 2], layer: raw.clone(), origin: IndexOrigin::Swarm };
         assert_eq!(BlobRecord::decode(&blob.encode()), Ok(blob));
         for owner in [
             SlotOwner::Layer(tar),
@@ -565,10 +542,7 @@ mod tests {
         ] {
             assert_eq!(SlotOwner::decode(&owner.encode()), Ok(owner));
         }
-        let chain = ChainRecord {
-            slot: 1,
-            layers: vec![2, 3],
-        };
+        let chain = ChainRecord { slot: 1, layers: vec![2, 3] };
         assert_eq!(ChainRecord::decode(&chain.encode()), Ok(chain));
         let image = ImageRecord {
             manifest: digest,

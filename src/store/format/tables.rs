@@ -10,6 +10,10 @@ use redb::TableDefinition;
 /// A table of byte strings.
 pub type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
+/// Blocks of an object after this many are not in [`Table::BlockIndex`]: an
+/// object of 128 GiB is not looked through for single blocks to copy.
+pub const INDEXED_BLOCKS_MAX: u32 = 1 << 18;
+
 /// One of the store's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
@@ -112,10 +116,7 @@ impl Table {
 
     /// Whether rows have empty values and no seal.
     pub const fn is_index(self) -> bool {
-        matches!(
-            self,
-            Self::BlockIndex | Self::ContentIndex | Self::References | Self::Homes
-        )
+        matches!(self, Self::BlockIndex | Self::ContentIndex | Self::References | Self::Homes)
     }
 
     /// The table as redb wants it.
