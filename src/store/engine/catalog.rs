@@ -204,7 +204,7 @@ impl Store {
     }
 
     /// Notes which layer a blob holds, and that the layer's objects can be had
-    /// from it.
+    /// from it. The layer must be known.
     ///
     /// # Errors
     /// [`MetaError`].
@@ -340,6 +340,12 @@ impl Store {
                 Some(known) => known.slot,
                 None => new_slot(view, batch, &SlotOwner::Chain(*digest))?,
             };
+            for layer in layers {
+                let owner = record(view, Table::Slots, &keys::number(*layer), SlotOwner::decode)?;
+                if !matches!(owner, Some(SlotOwner::Layer(_))) {
+                    return Err(MetaError::Unknown(format!("layer slot {layer}")));
+                }
+            }
             let chain = ChainRecord { slot, layers: layers.to_vec() };
             batch.put(Table::Chains, key, chain.encode());
             Ok(slot)
@@ -419,7 +425,7 @@ impl Store {
         self.inner.record(Table::Names, path.as_bytes(), decode_number)
     }
 
-    /// Notes what a reference was resolved to.
+    /// Notes what a reference was resolved to. Its chain must be known.
     ///
     /// # Errors
     /// [`MetaError`].
@@ -427,7 +433,10 @@ impl Store {
         if reference.len() > TEXT_MAX || image.platform.len() > TEXT_MAX {
             return Err(MetaError::TooLarge("the reference"));
         }
-        self.inner.meta.update(false, |_, batch| {
+        self.inner.meta.update(false, |view, batch| {
+            if !view.contains(Table::Chains, image.chain.as_bytes())? {
+                return Err(MetaError::Unknown(format!("chain {}", image.chain)));
+            }
             batch.put(Table::Images, reference.as_bytes(), image.encode());
             Ok(())
         })

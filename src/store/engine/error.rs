@@ -106,6 +106,9 @@ pub enum MetaError {
     /// The object is not known.
     #[error("object {0} is not known")]
     UnknownObject(ObjectId),
+    /// What a record is to refer to is not known.
+    #[error("{0} is not known")]
+    Unknown(String),
     /// The bytes are not those of the digest.
     #[error("the bytes do not have the digest {0}")]
     Mismatch(Digest),

@@ -88,9 +88,7 @@ impl Dirty {
         if before < self.policy.bytes && state.bytes >= self.policy.bytes {
             self.wake.notify_one();
         }
-        if !state.objects.contains_key(&entry.id) {
-            state.objects.insert(entry.id, Arc::clone(entry));
-        }
+        state.objects.entry(entry.id).or_insert_with(|| Arc::clone(entry));
     }
 
     pub(super) fn forget(&self, id: &ObjectId) {

@@ -5,7 +5,7 @@
 //! ordinary event, so the database is then opened again, and the changes since
 //! the last durable commit, which are kept here, are made once more.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -282,12 +282,11 @@ fn write(db: &Database, batch: &Batch, durable: bool) -> Result<(), MetaError> {
         let id = first.table;
         let mut table = txn.open_table(id.definition()).map_err(redb_error)?;
         while let Some(row) = rows.next_if(|row| row.table == id) {
-            match &row.value {
-                Some(value) => {
-                    table.insert(&row.key[..], &value[..]).map(drop).map_err(redb_error)?
-                }
-                None => table.remove(&row.key[..]).map(drop).map_err(redb_error)?,
-            }
+            let old = match &row.value {
+                Some(value) => table.insert(&row.key[..], &value[..]),
+                None => table.remove(&row.key[..]),
+            };
+            drop(old.map_err(redb_error)?);
         }
     }
     txn.commit().map_err(redb_error)
@@ -309,6 +308,24 @@ impl View {
             None => Ok(None),
             Some(value) => payload(table, key, value.value()).map(|p| Some(p.to_vec())),
         }
+    }
+
+    /// At most `max` keys that come after `after`.
+    pub(super) fn keys_after(
+        &self,
+        table: Table,
+        after: Option<&[u8]>,
+        max: usize,
+    ) -> Result<Vec<Vec<u8>>, MetaError> {
+        let open = self.open_table(table)?;
+        let from = match after {
+            Some(key) => Bound::Excluded(key),
+            None => Bound::Unbounded,
+        };
+        let rows = open.range::<&[u8]>((from, Bound::Unbounded)).map_err(redb_error)?;
+        rows.take(max)
+            .map(|row| row.map(|(key, _)| key.value().to_vec()).map_err(redb_error))
+            .collect()
     }
 
     pub(super) fn contains(&self, table: Table, key: &[u8]) -> Result<bool, MetaError> {

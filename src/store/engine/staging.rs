@@ -6,23 +6,19 @@
 //! stream becomes an object by a rename. What it is to become is durable before,
 //! so a crash in between is finished at the next opening.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::entry::{DiskState, Entry};
 use super::error::{MetaError, ReadError, StageError};
-use super::meta::Batch;
-use super::objects::{add_to_batch, object_record};
-use super::{Inner, Store, open};
-use crate::store::device::{DeviceFile, Kind, Mode, Stat, read_exact_at, read_whole};
+use super::objects::add_to_batch;
+use super::promote::Promotion;
+use super::{Inner, Store};
+use crate::store::device::{DeviceFile, Kind, Mode, read_exact_at, read_whole};
 use crate::store::format::checkpoint::{Checkpoint, STATE_MAX, STREAMS_MAX};
-use crate::store::format::keys;
 use crate::store::format::layout::{
-    CHECKPOINT_NAMES, OBJECTS_DIR, STAGING_DIR, Stream, bits_path, checkpoint_path, data_path,
-    object_dir, staging_dir, staging_path,
+    CHECKPOINT_NAMES, STAGING_DIR, Stream, checkpoint_path, staging_dir, staging_path,
 };
-use crate::store::format::records::PromotionRecord;
 use crate::store::format::tables::Table;
 use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, VerifiedBlock};
 
@@ -558,141 +554,5 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         self.inner.stagings.set().remove(&self.blob);
-    }
-}
-
-/// A staged file that is to become an object.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Promotion {
-    blob: Digest,
-    stream: Stream,
-    object: ObjectId,
-}
-
-impl Promotion {
-    fn key(&self) -> Vec<u8> {
-        keys::promotion(&self.blob, self.stream)
-    }
-
-    fn record(&self, batch: &mut Batch, done: bool) {
-        let record = PromotionRecord { object: self.object, done };
-        batch.put(Table::Promotions, &self.key(), record.encode());
-    }
-}
-
-impl Inner {
-    /// Promotions of the blobs whose digest begins with `prefix`, and whether
-    /// they are done.
-    fn promotions(&self, prefix: &[u8]) -> Result<Vec<(Promotion, bool)>, MetaError> {
-        open::collect(&self.meta, Table::Promotions, prefix, |key, payload| {
-            let (blob, stream) = keys::parse_promotion(key)?;
-            let record = PromotionRecord::decode(payload).ok()?;
-            let promotion = Promotion { blob, stream, object: record.object };
-            Some((promotion, record.done))
-        })
-    }
-
-    /// Finishes promotions that a crash interrupted.
-    pub(super) fn finish_promotions(&self) -> Result<(), MetaError> {
-        let planned: Vec<Promotion> = self
-            .promotions(&[])?
-            .into_iter()
-            .filter(|(_, done)| !done)
-            .map(|(promotion, _)| promotion)
-            .collect();
-        if planned.is_empty() {
-            return Ok(());
-        }
-        self.promote(&planned).map(drop).map_err(|e| match e {
-            StageError::Full => MetaError::Full,
-            StageError::Meta(e) => e,
-            StageError::Io(e) => MetaError::Io(e),
-            other => MetaError::Io(io::Error::other(other.to_string())),
-        })
-    }
-
-    /// Renames staged files, whose data is durable, to the objects they become,
-    /// and gives those. That they are to is on record, and not done yet.
-    fn promote(&self, planned: &[Promotion]) -> Result<Vec<Arc<Entry>>, StageError> {
-        // No batch may write a bitmap for what is being replaced.
-        let _one = self.dirty.flushing();
-        let mut dirs = BTreeSet::new();
-        let mut moved = Vec::new();
-        for promotion in planned {
-            if let Some(entry) = self.promote_one(promotion)? {
-                dirs.insert(object_dir(&promotion.object));
-                dirs.insert(staging_dir(&promotion.blob));
-                moved.push(entry);
-            }
-        }
-        for dir in dirs {
-            match self.device.sync_dir(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-                _ => {}
-            }
-        }
-        self.meta.update(true, |view, batch| {
-            for promotion in planned {
-                promotion.record(batch, true);
-            }
-            for entry in &moved {
-                if let Some(mut record) = object_record(view, &entry.id)? {
-                    record.complete = true;
-                    batch.put(Table::Objects, entry.id.as_bytes(), record.encode());
-                }
-            }
-            Ok::<_, MetaError>(())
-        })?;
-        for entry in &moved {
-            // Not read any more.
-            let _ = self.device.unlink(&bits_path(&entry.id));
-            let stat = self.device.stat(&data_path(&entry.id));
-            let mut disk = entry.disk();
-            *disk = DiskState {
-                complete: true,
-                seal: stat.unwrap_or_default(),
-                ..DiskState::default()
-            };
-        }
-        Ok(moved)
-    }
-
-    /// Renames one file; `None` if the object needs nothing from it.
-    fn promote_one(&self, promotion: &Promotion) -> Result<Option<Arc<Entry>>, StageError> {
-        let id = &promotion.object;
-        let from = staging_path(&promotion.blob, promotion.stream);
-        let entry = match self.entry(id) {
-            Ok(entry) => entry,
-            // Removed since.
-            Err(ReadError::Unknown(_)) => return Ok(None),
-            Err(e) => return Err(StageError::Read(e)),
-        };
-        let mut slot = entry.file_mut();
-        let there = entry.disk().complete && entry.present.all();
-        if there || entry.spec.length() == 0 {
-            self.device.unlink(&from)?;
-            return Ok(None);
-        }
-        let length = entry.spec.length();
-        let right = |stat: &Stat| stat.kind == Kind::File && stat.size == length;
-        match self.device.stat(&from)? {
-            Some(stat) if right(&stat) => {
-                if self.device.mkdir(&object_dir(id))? {
-                    self.device.sync_dir(OBJECTS_DIR)?;
-                }
-                self.device.rename(&from, &data_path(id))?;
-            }
-            Some(_) => return Ok(None),
-            // It was renamed before the crash.
-            None => match self.device.stat(&data_path(id))? {
-                Some(stat) if right(&stat) => {}
-                _ => return Ok(None),
-            },
-        }
-        slot.handle = None;
-        entry.verified.clear_all();
-        entry.present.set_all();
-        drop(slot);
-        Ok(Some(entry))
     }
 }

@@ -40,6 +40,13 @@ pub enum InventoryLine {
         /// in hexadecimal.
         list: String,
     },
+    /// An object whose records can't be believed.
+    Damaged {
+        /// The object's name, 64 hexadecimal digits.
+        object: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// All objects were listed.
     End {
         /// Number of objects.

@@ -54,6 +54,8 @@ pub struct Overlay<F> {
 #[derive(Debug)]
 struct State {
     len: u64,
+    /// How much of the file below still shows.
+    below: u64,
     pages: HashMap<u64, Box<[u8; PAGE as usize]>>,
 }
 
@@ -64,18 +66,23 @@ impl<F: ReadAt> Overlay<F> {
     /// Where the length can't be read.
     pub fn new(below: F, limit: usize) -> io::Result<Self> {
         let len = below.len()?;
-        Ok(Self { below, limit, state: Mutex::new(State { len, pages: HashMap::new() }) })
+        Ok(Self {
+            below,
+            limit,
+            state: Mutex::new(State { len, below: len, pages: HashMap::new() }),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Reads from the file; zeros after its end.
-    fn read_below(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    /// Reads the first `below` bytes of the file; zeros after them.
+    fn read_below(&self, below: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let shown = below.saturating_sub(offset).min(out.len() as u64) as usize;
         let mut done = 0;
-        while done < out.len() {
-            match self.below.read_at(offset + done as u64, &mut out[done..])? {
+        while done < shown {
+            match self.below.read_at(offset + done as u64, &mut out[done..shown])? {
                 0 => break,
                 n => done += n,
             }
@@ -100,7 +107,7 @@ impl<F: ReadAt> redb::StorageBackend for Overlay<F> {
             let len = range.len();
             match state.pages.get(&page) {
                 Some(bytes) => out[range].copy_from_slice(&bytes[at..at + len]),
-                None => self.read_below(page * PAGE + at as u64, &mut out[range])?,
+                None => self.read_below(state.below, page * PAGE + at as u64, &mut out[range])?,
             }
         }
         Ok(())
@@ -109,8 +116,12 @@ impl<F: ReadAt> redb::StorageBackend for Overlay<F> {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state();
         if len < state.len {
-            // What was cut off must read as zeros when the file grows again.
-            return Err(io::Error::other("a read-only database can't shrink"));
+            // What is cut off reads as zeros when the file grows again.
+            state.below = state.below.min(len);
+            state.pages.retain(|page, _| page * PAGE < len);
+            if let Some(last) = state.pages.get_mut(&(len / PAGE)) {
+                last[(len % PAGE) as usize..].fill(0);
+            }
         }
         state.len = len;
         Ok(())
@@ -128,7 +139,7 @@ impl<F: ReadAt> redb::StorageBackend for Overlay<F> {
                     return Err(io::ErrorKind::OutOfMemory.into());
                 }
                 let mut bytes = Box::new([0; PAGE as usize]);
-                self.read_below(page * PAGE, &mut bytes[..])?;
+                self.read_below(state.below, page * PAGE, &mut bytes[..])?;
                 state.pages.insert(page, bytes);
             }
             let len = range.len();
@@ -188,6 +199,12 @@ mod tests {
         overlay.read(12_000, &mut out).expect("zeros");
         assert_eq!(out, [0; 30]);
         assert!(overlay.read(19_990, &mut out).is_err());
+        overlay.set_len(4100).expect("shrunk");
+        overlay.set_len(20_000).expect("grown again");
+        overlay.read(4085, &mut out).expect("inside");
+        assert_eq!(&out[..5], [1; 5]);
+        assert_eq!(&out[5..15], [2; 10]);
+        assert_eq!(&out[15..], [0; 15]);
         let small = Overlay::new(vec![1u8; 10_000], 4096).expect("length");
         assert!(small.write(0, &[0; 5000]).is_err());
         assert!(overlay.below.iter().all(|b| *b == 1));
