@@ -8,7 +8,11 @@ pub mod store;
 pub mod types;
 
 #[cfg(feature = "node")]
+pub mod admin;
+#[cfg(feature = "node")]
 pub mod blocks;
+#[cfg(feature = "node")]
+pub mod config;
 #[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
@@ -17,3 +21,5 @@ pub mod fs;
 pub mod fuse;
 #[cfg(feature = "node")]
 pub mod oci;
+#[cfg(feature = "node")]
+pub mod telemetry;
