@@ -14,4 +14,5 @@
 //! [`skeleton`] with [`rebuild`] how the exact tar stream comes back.
 
 pub mod entry;
+pub mod tar;
 pub mod tree;
