@@ -1,0 +1,2 @@
+//! Mounts that come and go.
+pub fn cycles() {}
