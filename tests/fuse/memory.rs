@@ -253,13 +253,21 @@ impl MemoryReader {
         }
     }
 
-    /// Writes an object to a file, which is its backing from now on.
+    /// Writes an object to a file if it is not there yet; it is the object's
+    /// backing from now on.
     pub fn complete(&self, id: &ObjectId, path: PathBuf) {
         let object = self.object(id).expect("an object");
-        if let Data::Memory(data) = &object.data {
+        if let Data::Memory(data) = &object.data
+            && !path.exists()
+        {
             std::fs::write(&path, data).expect("writing the backing file");
         }
         *lock(&object.backing) = Some(path);
+    }
+
+    /// The object is not complete any more.
+    pub fn forget(&self, id: &ObjectId) {
+        *lock(&self.object(id).expect("an object").backing) = None;
     }
 
     /// Waits until exactly `count` reads wait.

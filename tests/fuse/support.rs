@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -147,12 +147,6 @@ impl Drop for Mounted {
             assert!(ended.is_ok() || self.handle.is_ended(), "the mount has not ended");
         }
     }
-}
-
-/// Runs a program to its end.
-pub fn run(program: &str, args: &[&OsStr]) -> Output {
-    let output = Command::new(program).args(args).output();
-    output.unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
 /// Runs a shell script with `$1`, `$2`..., which must succeed; its output.
