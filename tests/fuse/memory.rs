@@ -62,18 +62,14 @@ impl Item {
         let data = data.into();
         let size = data.len() as u64;
         let extents = None;
-        Self {
-            data,
-            ..Self::new(path, EntryKind::File { size, extents })
-        }
+        Self { data, ..Self::new(path, EntryKind::File { size, extents }) }
     }
 
     /// A sparse file of `size` bytes with data at these offsets.
     pub fn sparse(path: &str, size: u64, parts: &[(u64, &[u8])]) -> Self {
-        let extents = parts.iter().map(|(logical, bytes)| Extent {
-            logical: *logical,
-            len: bytes.len() as u64,
-        });
+        let extents = parts
+            .iter()
+            .map(|(logical, bytes)| Extent { logical: *logical, len: bytes.len() as u64 });
         let extents = Some(extents.collect());
         Self {
             data: parts.iter().flat_map(|(_, bytes)| *bytes).copied().collect(),
@@ -231,11 +227,8 @@ impl MemoryReader {
     }
 
     fn insert(&self, id: ObjectId, data: Data) {
-        let object = Object {
-            data,
-            state: watch::Sender::new(State::Resident),
-            backing: Mutex::default(),
-        };
+        let object =
+            Object { data, state: watch::Sender::new(State::Resident), backing: Mutex::default() };
         lock(&self.objects).entry(id).or_insert(Arc::new(object));
     }
 
@@ -273,10 +266,10 @@ impl MemoryReader {
     /// Waits until exactly `count` reads wait.
     pub fn until_waiting(&self, count: usize) {
         let waiting = lock(&self.waiting.0);
-        let wait = self
-            .waiting
-            .1
-            .wait_timeout_while(waiting, std::time::Duration::from_secs(20), |n| *n != count);
+        let wait =
+            self.waiting
+                .1
+                .wait_timeout_while(waiting, std::time::Duration::from_secs(20), |n| *n != count);
         let (waiting, timeout) = wait.expect("no panic under the lock");
         assert!(!timeout.timed_out(), "{} reads wait, not {count}", *waiting);
     }
@@ -439,12 +432,7 @@ impl MemoryCatalog {
 
     /// A view with the content of a chain, for an image.
     pub fn add_view(&self, slot: Slot, content: Slot, name: &str, layers: &[Arc<LayerView>]) {
-        let view = ChainView {
-            slot,
-            content,
-            name: name.into(),
-            layers: layers.to_vec(),
-        };
+        let view = ChainView { slot, content, name: name.into(), layers: layers.to_vec() };
         let mut lists = lock(&self.lists);
         lists.chains.insert(slot, Arc::new(view));
         lists.changes += 1;
@@ -472,10 +460,10 @@ impl MemoryCatalog {
     /// Waits until exactly `count` resolutions hang.
     pub fn until_waiting(&self, count: usize) {
         let waiting = lock(&self.waiting.0);
-        let wait = self
-            .waiting
-            .1
-            .wait_timeout_while(waiting, std::time::Duration::from_secs(20), |n| *n != count);
+        let wait =
+            self.waiting
+                .1
+                .wait_timeout_while(waiting, std::time::Duration::from_secs(20), |n| *n != count);
         let (waiting, timeout) = wait.expect("no panic under the lock");
         assert!(!timeout.timed_out(), "{} wait, not {count}", *waiting);
     }
@@ -592,10 +580,7 @@ impl Catalog for MemoryCatalog {
     }
 
     fn changed(&self) -> Timestamp {
-        Timestamp {
-            seconds: 1_750_000_000 + lock(&self.lists).changes,
-            nanos: 0,
-        }
+        Timestamp { seconds: 1_750_000_000 + lock(&self.lists).changes, nanos: 0 }
     }
 
     fn status_names(&self) -> &[&'static str] {
@@ -611,11 +596,7 @@ impl Catalog for MemoryCatalog {
     }
 
     fn usage(&self) -> Usage {
-        Usage {
-            bytes: 10 << 30,
-            free: 3 << 30,
-            nodes: 1000,
-        }
+        Usage { bytes: 10 << 30, free: 3 << 30, nodes: 1000 }
     }
 
     fn read_failed(&self, failure: ReadFailure) {

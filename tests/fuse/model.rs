@@ -231,10 +231,7 @@ struct Seen {
     data: Vec<u8>,
 }
 
-const ROOT_CALLER: Caller<'static> = Caller {
-    uid: 0,
-    in_group: &|_| false,
-};
+const ROOT_CALLER: Caller<'static> = Caller { uid: 0, in_group: &|_| false };
 
 pub fn find(fs: &Arc<FileSystem>, parent: NodeId, name: &str) -> Option<Entry> {
     match fs.lookup(&ROOT_CALLER, parent, name.as_bytes()) {
@@ -330,8 +327,7 @@ fn walk(fs: &Arc<FileSystem>, top: Attr) -> (BTreeMap<Path, Seen>, BTreeMap<Path
             nlink: attr.nlink,
             rdev: attr.rdev,
             same_as: first[&attr.id].clone(),
-            target: (attr.kind == Kind::Symlink)
-                .then(|| fs.read_link(attr.id).expect("a link")),
+            target: (attr.kind == Kind::Symlink).then(|| fs.read_link(attr.id).expect("a link")),
             xattrs: names
                 .map(|name| (name.to_vec(), fs.xattr(attr.id, name).expect("listed")))
                 .collect(),
@@ -459,10 +455,8 @@ proptest! {
 fn chain_of(layers: &[&[Item]]) -> (Arc<FileSystem>, String) {
     let reader = MemoryReader::new();
     let catalog = MemoryCatalog::new();
-    let layers: Vec<_> = (1..)
-        .zip(layers)
-        .map(|(number, items)| layer(slot(number), items, &reader))
-        .collect();
+    let layers: Vec<_> =
+        (1..).zip(layers).map(|(number, items)| layer(slot(number), items, &reader)).collect();
     for view in &layers {
         catalog.add_layer(view);
     }
@@ -600,8 +594,7 @@ fn a_thousand_layers_are_shown_and_more_are_refused() {
     more.push(&[]);
     let reader = MemoryReader::new();
     let catalog = MemoryCatalog::new();
-    let views: Vec<_> =
-        (1..).zip(&more).map(|(n, items)| layer(slot(n), items, &reader)).collect();
+    let views: Vec<_> = (1..).zip(&more).map(|(n, items)| layer(slot(n), items, &reader)).collect();
     let name = catalog.add_chain(slot(5000), &views);
     let fs = FileSystem::new(Root::Whole, catalog, reader, FsOptions::default());
     let chains = find_path(&fs, "chains").expect("chains").attr.id;

@@ -47,10 +47,10 @@ fn a_complete_file_is_passed_through() {
     // Not even a reader that gives nothing can stop it.
     mounted.reader.set(None, &State::Held);
     assert!(is_content(&file) && is_content(&second));
-    let shared = sh("cmp \"$1\" \"$2\" && tail -c 100 \"$1\" | wc -c", &[
-        &mounted.chain("large"),
-        &mounted.dir.path().join("object"),
-    ]);
+    let shared = sh(
+        "cmp \"$1\" \"$2\" && tail -c 100 \"$1\" | wc -c",
+        &[&mounted.chain("large"), &mounted.dir.path().join("object")],
+    );
     assert_eq!(shared.trim(), "100");
     // An object that is evicted is unlinked; whoever has it open keeps it.
     fs::remove_file(mounted.dir.path().join("object")).expect("evicted");

@@ -57,10 +57,8 @@ impl Mounted {
     ) -> Self {
         let reader = MemoryReader::new();
         let catalog = MemoryCatalog::new();
-        let views: Vec<_> = (1..)
-            .zip(layers)
-            .map(|(number, items)| layer(slot(number), items, &reader))
-            .collect();
+        let views: Vec<_> =
+            (1..).zip(layers).map(|(number, items)| layer(slot(number), items, &reader)).collect();
         for view in &views {
             catalog.add_layer(view);
         }
@@ -96,14 +94,7 @@ impl Mounted {
         };
         let handle = mount(fs, &point, &options, runtime.handle().clone(), on_end)
             .unwrap_or_else(|error| panic!("/dev/fuse is there, but: {error}"));
-        Self {
-            catalog,
-            reader,
-            handle: Arc::new(handle),
-            ended,
-            dir,
-            _runtime: runtime,
-        }
+        Self { catalog, reader, handle: Arc::new(handle), ended, dir, _runtime: runtime }
     }
 
     pub fn point(&self) -> &Path {
@@ -151,11 +142,8 @@ impl Drop for Mounted {
 
 /// Runs a shell script with `$1`, `$2`..., which must succeed; its output.
 pub fn sh(script: &str, args: &[&Path]) -> String {
-    let output = Command::new("sh")
-        .args(["-ec", script, "sh"])
-        .args(args)
-        .output()
-        .expect("a shell");
+    let output =
+        Command::new("sh").args(["-ec", script, "sh"]).args(args).output().expect("a shell");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {}: {errors}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -200,12 +188,7 @@ pub fn xattr(path: &Path, name: &str) -> Result<Vec<u8>, i32> {
     let mut value = vec![0u8; 4096];
     // SAFETY: the strings end with NUL, and the buffer is as long as we say.
     let len = unsafe {
-        nix::libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
+        nix::libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
     };
     match usize::try_from(len) {
         Ok(len) => {

@@ -16,9 +16,7 @@ use crate::support::{self, Mounted, can_mount, errno, sh, xattr};
 
 fn names(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
-    entries
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
-        .collect()
+    entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
 }
 
 fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
@@ -46,7 +44,10 @@ fn layers() -> [Vec<Item>; 2] {
             Item::file("var/cache/old", "old"),
             Item::file("big-owner", "").owner(4_000_000_000, 4_100_000_000),
             Item::file("caps", "x")
-                .xattr("security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+                .xattr(
+                    "security.capability",
+                    &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                )
                 .xattr("user.note", b"hello"),
         ],
         vec![
@@ -106,7 +107,10 @@ fn everything_is_as_the_tar_has_it() {
     assert_eq!(xattr(&caps, "user.note"), Ok(b"hello".to_vec()));
     assert_eq!(xattr(&caps, "security.capability").map(|v| v.len()), Ok(20));
     assert_eq!(xattr(&caps, "user.other"), Err(nix::libc::ENODATA));
-    assert_eq!(xattr(&mounted.chain("var/cache"), "trusted.overlay.opaque"), Err(nix::libc::ENODATA));
+    assert_eq!(
+        xattr(&mounted.chain("var/cache"), "trusted.overlay.opaque"),
+        Err(nix::libc::ENODATA)
+    );
 
     let dots = sh("ls -fa \"$1\" | head -n 2; cd \"$1\"; pwd -P", &[&mounted.chain("etc")]);
     assert!(dots.starts_with(".\n..\n"), "{dots}");
@@ -131,7 +135,10 @@ fn a_layer_alone_is_what_overlayfs_wants() {
     assert_eq!(xattr(&opaque, "user.overlay.opaque"), Err(nix::libc::ENODATA));
     assert_eq!(xattr(&mounted.layer(2, "etc"), "trusted.overlay.opaque"), Err(nix::libc::ENODATA));
     let link = mounted.point().join("layers/sha256-b10b");
-    assert_eq!(link.canonicalize().expect("a link"), mounted.layer(2, ""). canonicalize().expect("a layer"));
+    assert_eq!(
+        link.canonicalize().expect("a link"),
+        mounted.layer(2, "").canonicalize().expect("a layer")
+    );
     assert_eq!(names(&mounted.point().join("layers")).len(), 3);
 
     // Overlayfs makes of the layers what the merged view shows.
@@ -264,11 +271,8 @@ fn a_hundred_thousand_entries_are_listed_once_each() {
             nix::sys::stat::Mode::empty(),
         )
         .expect("a directory");
-        let some: BTreeSet<_> = dir
-            .iter()
-            .take(50_000)
-            .map(|e| e.expect("an entry").file_name().to_owned())
-            .collect();
+        let some: BTreeSet<_> =
+            dir.iter().take(50_000).map(|e| e.expect("an entry").file_name().to_owned()).collect();
         let all = dir.iter().map(|e| e.expect("an entry").file_name().to_owned());
         (some, all.collect::<BTreeSet<_>>())
     };
@@ -407,17 +411,13 @@ fn an_image_alone_is_the_root() {
     }
     let layers = layers();
     let root = Root::Image(support::VIEW());
-    let mounted =
-        Mounted::with(&[&layers[0], &layers[1]], root, FsOptions::default(), |_| ());
+    let mounted = Mounted::with(&[&layers[0], &layers[1]], root, FsOptions::default(), |_| ());
     let top = mounted.point();
     assert_eq!(names(top), set(["bin", "dev", "etc", "var", "big-owner", "caps"]));
     let meta = fs::metadata(top).expect("the root");
     assert_eq!((meta.ino(), meta.nlink(), meta.mtime()), (1, 6, 1_600_000_000));
     assert_eq!(fs::read(top.join("etc/one")).expect("a file"), b"one");
-    assert_eq!(
-        fs::read_to_string(top.join(".peersync/version")).expect("text"),
-        "peersync test\n"
-    );
+    assert_eq!(fs::read_to_string(top.join(".peersync/version")).expect("text"), "peersync test\n");
     assert!(!top.join("layers").exists());
     assert_eq!(sh("cd \"$1/etc/sub/../..\"; pwd -P", &[top]).trim(), top.to_str().expect("text"));
     sh("find \"$1\" > /dev/null", &[top]);

@@ -52,11 +52,8 @@ pub fn as_user(dir: &Path) {
         Item::file("secret", "for root").owner(0, 0).mode(0o600),
         Item::file("large", large.clone()),
         Item::file("tool", fs::read("/usr/bin/id").expect("a program")).mode(0o4755),
-        Item::new(
-            "null",
-            peersync::layer::entry::EntryKind::CharDevice { major: 1, minor: 3 },
-        )
-        .mode(0o666),
+        Item::new("null", peersync::layer::entry::EntryKind::CharDevice { major: 1, minor: 3 })
+            .mode(0o666),
         Item::dir("opaque"),
         Item::opaque("opaque"),
     ];
@@ -67,11 +64,7 @@ pub fn as_user(dir: &Path) {
     catalog.add_chain(support::CHAIN(), &[view]);
     catalog.set_registry("docker.io/library/x:1", Resolution::Image(support::CHAIN()));
 
-    let options = FsOptions {
-        user_opaque: true,
-        owner: (NOBODY, NOBODY),
-        resolve_group: None,
-    };
+    let options = FsOptions { user_opaque: true, owner: (NOBODY, NOBODY), resolve_group: None };
     let mounted = Mounted::over(catalog, reader, Root::Whole, options, |_| ());
     let (object, _) = mounted.reader.add(&large);
     mounted.reader.complete(&object, dir.join("object"));
@@ -112,10 +105,12 @@ pub fn as_user(dir: &Path) {
     );
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
-    let refused = peersync::fuse::mount(fs.clone(), &other, &options, runtime.handle().clone(), || ());
+    let refused =
+        peersync::fuse::mount(fs.clone(), &other, &options, runtime.handle().clone(), || ());
     assert!(matches!(refused, Err(MountError::NeedsRoot)));
     let options = MountOptions::new("x");
-    let refused = peersync::fuse::mount(fs, Path::new("/usr"), &options, runtime.handle().clone(), || ());
+    let refused =
+        peersync::fuse::mount(fs, Path::new("/usr"), &options, runtime.handle().clone(), || ());
     match refused {
         Err(MountError::Helper(words)) => assert!(words.contains("/usr"), "{words}"),
         Err(other) => panic!("{other}"),
@@ -138,10 +133,7 @@ fn who_may_not_resolve_sees_what_is_known() {
         return;
     }
     const GROUP: u32 = 4321;
-    let options = FsOptions {
-        resolve_group: Some(GROUP),
-        ..FsOptions::default()
-    };
+    let options = FsOptions { resolve_group: Some(GROUP), ..FsOptions::default() };
     let items = [Item::file("file", "content")];
     let mounted = Mounted::with(&[&items], Root::Whole, options, |_| ());
     mounted.catalog.set_registry("docker.io/library/x:1", Resolution::Image(support::VIEW()));
