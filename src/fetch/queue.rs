@@ -121,6 +121,8 @@ struct Flight {
     blob: Digest,
     /// How far the run has been decoded.
     position: u64,
+    /// End of the run in the stream.
+    end: u64,
     keys: Vec<BlockKey>,
 }
 
@@ -220,9 +222,10 @@ impl<W> WantQueue<W> {
             .by_class
             .iter()
             .take_while(|((class, _), _)| *class == Class::Urgent || bulk < limits.bulk)
-            .find(|(_, key)| {
-                let blob = &self.wants[key].place.blob;
-                ready(blob) && !(whole(blob) && self.is_flying(blob))
+            .find(|((class, _), key)| {
+                let place = &self.wants[key].place;
+                let flying = || whole(&place.blob) && self.is_flying(&place.blob);
+                ready(&place.blob) && !flying() && !self.is_coming(place, *class)
             })
             .map(|((class, _), key)| (*class, *key))?;
         let blob = self.wants[&first].place.blob;
@@ -238,7 +241,8 @@ impl<W> WantQueue<W> {
                 want.run = Some(id);
             }
         }
-        self.flights.insert(id, Flight { class, blob, position: stream.start, keys });
+        let (position, end) = (stream.start, stream.end);
+        self.flights.insert(id, Flight { class, blob, position, end, keys });
         Some(Run { id, blob, stream, class })
     }
 
@@ -308,6 +312,19 @@ impl<W> WantQueue<W> {
 
     fn is_flying(&self, blob: &Digest) -> bool {
         self.flights.values().any(|f| f.blob == *blob)
+    }
+
+    /// Whether a run in flight is about to pass the place, or will end in the
+    /// same span before it: a run of its own would read the same bytes again.
+    fn is_coming(&self, place: &Place, class: Class) -> bool {
+        self.flights.values().any(|flight| {
+            let passes = flight.blob == place.blob
+                && flight.position <= place.stream.start
+                && place.entry < flight.end;
+            let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
+            let patience = if flight.class <= class { RUN_READER } else { DUPLICATE_DISTANCE };
+            passes && until <= patience
+        })
     }
 
     /// A want became more urgent. If a run of a lower class will bring it only
