@@ -442,3 +442,6 @@ fn is_known(media_type: &str) -> bool {
 fn quoted(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(160).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -367,7 +367,7 @@ impl ImageSource for Layout {
                 total: Some(total),
                 range_honoured: true,
             };
-            Ok(BlobStream::new(facts, self.chunks(&digest, file, range)))
+            Ok(BlobStream::new(facts, &self.name(), self.chunks(&digest, file, range)))
         })
     }
 
@@ -500,3 +500,6 @@ fn replace_file(path: &Path, data: &[u8]) -> Result<(), LayoutError> {
 fn unique() -> u64 {
     getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,21 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
         artifact: &'a Artifact,
     ) -> BoxFuture<'a, Result<Descriptor, SourceError>>;
 
+    /// What `target` means now, as cheaply as the source can say it. Its size
+    /// may be unknown (0) and nothing is verified.
+    ///
+    /// # Errors
+    /// As [`ImageSource::resolve`].
+    fn current<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
+        Box::pin(async move { Ok(self.resolve(target).await?.descriptor) })
+    }
+
+    /// Tells the source that what [`BlobStream::from`] gave was wrong, so that
+    /// another place is asked first for a while, where there is one.
+    fn distrust(&self, from: &str) {
+        tracing::debug!(source = %self.name(), from, "no other place to ask");
+    }
+
     /// A whole small blob, as a configuration: verified, at most [`DOCUMENT_MAX`].
     ///
     /// # Errors
@@ -191,16 +206,24 @@ pub struct BlobFacts {
 /// The bytes of a blob as they come, not verified. Ends at the first error.
 pub struct BlobStream {
     facts: BlobFacts,
+    from: String,
     chunks: BoxStream<'static, Result<Bytes, SourceError>>,
 }
 
 impl BlobStream {
-    /// A stream of `chunks`, which keep what `facts` promise.
+    /// A stream of `chunks`, which keep what `facts` promise. `from` is where
+    /// they come from, for [`ImageSource::distrust`].
     pub fn new(
         facts: BlobFacts,
+        from: &str,
         chunks: impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static,
     ) -> Self {
-        Self { facts, chunks: Box::pin(chunks) }
+        Self { facts, from: from.to_owned(), chunks: Box::pin(chunks) }
+    }
+
+    /// Who gives the bytes, where a source has several places: a mirror's origin.
+    pub fn from(&self) -> &str {
+        &self.from
     }
 
     /// What the source says about it.

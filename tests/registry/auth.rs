@@ -1,32 +1,14 @@
 //! Tokens: anonymous, bought with a password or an identity token, renewed.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
-use peersync::oci::registry::Settings;
 use peersync::oci::{Credentials, ImageSource, Login, RegistryError, Secret, SourceError, Target};
 
-use crate::fixture::{login, repository, settings};
+use crate::fixture::{Clock, login, repository, settings};
 use crate::hostile::{Hostile, Seen, answer, manifest_answer, status};
-
-/// A clock that a test turns.
-#[derive(Clone, Default)]
-struct Clock(Arc<AtomicU64>);
-
-impl Clock {
-    fn advance(&self, seconds: u64) {
-        self.0.fetch_add(seconds, Ordering::Relaxed);
-    }
-
-    fn install(&self, settings: &mut Settings) {
-        let (start, seconds) = (Instant::now(), self.0.clone());
-        settings.now =
-            Arc::new(move || start + Duration::from_secs(seconds.load(Ordering::Relaxed)));
-    }
-}
 
 /// A registry whose token server is at `realm` (its own `/token` by default),
 /// and which accepts the tokens in `valid`.

@@ -89,6 +89,33 @@ async fn content_with_another_digest_is_not_used() {
 }
 
 #[tokio::test]
+async fn what_a_tag_means_is_asked_cheaply_where_the_registry_says_it() {
+    let (body, digest) = empty_manifest();
+    for (headers, asked) in [
+        (
+            vec![("docker-content-digest", digest.as_str()), ("content-type", media::OCI_MANIFEST)],
+            "HEAD",
+        ),
+        (vec![("content-type", media::OCI_MANIFEST)], "HEADGET"),
+        (vec![("docker-content-digest", digest.as_str())], "HEADGET"),
+    ] {
+        let headers: Vec<_> =
+            headers.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let body = body.clone();
+        let server = Hostile::start(move |_| {
+            let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            answer(200, &headers, body.clone())
+        })
+        .await;
+        let client = repository(settings(), &server.reference("x"));
+        let found = client.current(&Target::Default).await.expect("found");
+        assert_eq!(found.digest.to_string(), digest);
+        let methods: Vec<_> = server.seen().iter().map(|s| s.method.to_string()).collect();
+        assert_eq!(methods.concat(), asked);
+    }
+}
+
+#[tokio::test]
 async fn pages_and_contradictions_are_no_manifests() {
     let (manifest, _) = empty_manifest();
     let manifest = String::from_utf8(manifest.to_vec()).expect("JSON");
@@ -167,8 +194,6 @@ async fn a_configuration_that_claims_to_be_huge_is_not_asked_for() {
 async fn indexes_that_go_round_end() {
     // An index whose only entry is another index, again and again.
     let server = Hostile::start(|seen| {
-        let depth = seen.headers.len();
-        let _ = depth;
         let inner = |body: &str| {
             format!(
                 r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{}}}]}}"#,

@@ -1,7 +1,8 @@
 //! Images and settings that the tests share.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peersync::oci::registry::{Settings, Timeouts};
@@ -34,6 +35,22 @@ pub(crate) fn settings() -> Settings {
         },
         seed: Some(1),
         ..Settings::default()
+    }
+}
+
+/// A clock that a test turns.
+#[derive(Clone, Default)]
+pub(crate) struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    pub(crate) fn install(&self, settings: &mut Settings) {
+        let (start, seconds) = (Instant::now(), self.0.clone());
+        settings.now =
+            Arc::new(move || start + Duration::from_secs(seconds.load(Ordering::Relaxed)));
     }
 }
 

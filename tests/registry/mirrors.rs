@@ -77,6 +77,23 @@ async fn mirrors_that_fail_are_passed_over() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_gave_wrong_bytes_is_asked_last() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let wrong = Hostile::start(|seen| blob_answer(seen, b"evil")).await;
+    let server = good().await;
+    let client = client(dir.path(), &[(&wrong, r#""pull", "resolve""#)], &server);
+    let digest = Digest::of(b"blob");
+    let stream = client.open_blob(&digest, None).await.expect("opened");
+    client.distrust(&stream.from().to_owned());
+    assert_eq!(collect(stream).await.expect("read"), b"evil");
+    for _ in 0..2 {
+        let stream = client.open_blob(&digest, None).await.expect("opened");
+        assert_eq!(collect(stream).await.expect("read"), b"blob");
+    }
+    assert_eq!(wrong.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn the_registrys_login_is_not_for_mirrors() {
     let dir = tempfile::tempdir().expect("a directory");
     let greedy = Hostile::start(|_| {

@@ -1,11 +1,14 @@
 //! Redirects: content may be elsewhere, credentials are not for there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use axum::body::Body;
 use peersync::oci::registry::Settings;
 use peersync::oci::{ImageSource, RegistryError, SourceError};
 use peersync::types::Digest;
 
-use crate::fixture::{collect, login, repository, settings};
+use crate::fixture::{Clock, collect, login, repository, settings};
 use crate::hostile::{Hostile, answer, blob_answer, status};
 
 const CONTENT: &[u8] = b"the content of the blob";
@@ -59,9 +62,44 @@ async fn credentials_stay_with_the_registry() {
     assert_eq!(seen[1].range(), Some((4, 10)));
     let own = registry.seen();
     let within: Vec<_> = own.iter().filter(|s| s.path == "/elsewhere").collect();
-    assert_eq!(within.len(), 2);
+    // The second time the place is known.
+    assert_eq!(within.len(), 1);
     assert!(within.iter().all(|s| s.headers.contains_key("authorization")));
     assert!(own.iter().all(|s| s.header("x-secret") == Some("geheim")));
+}
+
+#[tokio::test]
+async fn a_place_is_remembered_until_it_no_longer_helps() {
+    let expired = Arc::new(AtomicBool::new(false));
+    let gone = expired.clone();
+    let storage = Hostile::start(move |seen| {
+        let old = seen.path.contains("n=1") && gone.load(Ordering::Relaxed);
+        if old { status(403) } else { blob_answer(seen, CONTENT) }
+    })
+    .await;
+    let (target, count) = (storage.url("/blob"), AtomicUsize::new(0));
+    let count = Arc::new(count);
+    let registry = Hostile::start(move |_| {
+        let n = count.fetch_add(1, Ordering::Relaxed) + 1;
+        redirect(&format!("{target}?n={n}"))
+    })
+    .await;
+    let clock = Clock::default();
+    let mut settings = settings();
+    clock.install(&mut settings);
+    let client = repository(settings, &registry.reference("x"));
+    let read = async || {
+        let stream = client.open_blob(&Digest::of(CONTENT), Some(4..11)).await.expect("opened");
+        assert_eq!(collect(stream).await.expect("read"), &CONTENT[4..11]);
+        registry.seen().len()
+    };
+    assert_eq!((read().await, read().await, read().await), (1, 1, 1));
+    // The signature expired: the registry gives a new place.
+    expired.store(true, Ordering::Relaxed);
+    assert_eq!((read().await, read().await), (2, 2));
+    // And it is not kept for ever.
+    clock.advance(61);
+    assert_eq!((read().await, read().await), (3, 3));
 }
 
 #[tokio::test]

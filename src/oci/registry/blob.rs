@@ -1,18 +1,57 @@
 //! Blobs: whole, or in ranges.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, Url};
 
+use super::hosts::{Endpoint, origin_of};
 use super::transport::{Answer, Ask, network_error};
 use super::{Capability, RegistryClient, Turn};
 use crate::oci::error::{RegistryError, SourceError};
 use crate::oci::source::{BlobFacts, BlobStream, check_range};
 use crate::types::Digest;
+
+/// How long the place of a blob is remembered. The signatures in such
+/// addresses hold for minutes at least.
+const PLACE_KEPT: Duration = Duration::from_secs(60);
+/// Most places that are remembered.
+const PLACES_MAX: usize = 1024;
+
+/// Where registries redirected requests for blobs to, so that the many ranges
+/// of a lazy read don't each cost a round trip to the registry first.
+#[derive(Debug, Default)]
+pub(super) struct Places(Mutex<HashMap<Url, (Url, Instant)>>);
+
+impl Places {
+    fn get(&self, blob: &Url, now: Instant) -> Option<Url> {
+        let places = self.lock();
+        places.get(blob).filter(|(_, until)| now < *until).map(|(place, _)| place.clone())
+    }
+
+    fn remember(&self, blob: &Url, place: &Url, now: Instant) {
+        let mut places = self.lock();
+        if places.len() >= PLACES_MAX {
+            places.retain(|_, (_, until)| now < *until);
+        }
+        if places.len() < PLACES_MAX {
+            places.insert(blob.clone(), (place.clone(), now + PLACE_KEPT));
+        }
+    }
+
+    fn forget(&self, blob: &Url) {
+        self.lock().remove(blob);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Url, (Url, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl RegistryClient {
     pub(super) async fn get_blob(
@@ -44,24 +83,47 @@ impl RegistryClient {
             let value = HeaderValue::try_from(value);
             ask.headers.extend(value.ok().map(|value| (RANGE, value)));
         }
-        let answer = self.transport().send(&turn.endpoint, &ask).await?;
+        let answer = self.ask_for_blob(&turn.endpoint, &ask).await?;
         let status = answer.response.status();
-        if !matches!(
-            status,
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
-        ) {
+        if !has_blob(status) {
             return Err(self.transport().refusal(answer, what).await.into());
         }
         let length = answer.response.content_length();
         let facts = facts(status, answer.response.headers(), length, range).map_err(|problem| {
             RegistryError::Protocol { what: what.to_owned(), host: answer.host.clone(), problem }
         })?;
-        Ok(BlobStream::new(facts, chunks(answer, what.to_owned(), facts.length, self.idle())))
+        let chunks = chunks(answer, what.to_owned(), facts.length, self.idle());
+        Ok(BlobStream::new(facts, &turn.endpoint.origin, chunks))
+    }
+
+    /// Asks the place that the registry sent us to lately, or the registry.
+    async fn ask_for_blob(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, RegistryError> {
+        let (transport, places) = (self.transport(), &self.registry.places);
+        if let Some(place) = places.get(&ask.url, transport.now()) {
+            let there = Ask { url: place, ..ask.clone() };
+            match transport.follow(endpoint, &there, None).await {
+                Ok(answer) if has_blob(answer.response.status()) => return Ok(answer),
+                // Expired, or gone: the registry knows better.
+                _ => places.forget(&ask.url),
+            }
+        }
+        let answer = transport.send(endpoint, ask).await?;
+        if has_blob(answer.response.status()) && origin_of(&answer.url) != endpoint.origin {
+            places.remember(&ask.url, &answer.url, transport.now());
+        }
+        Ok(answer)
     }
 
     fn idle(&self) -> Duration {
         self.transport().settings.timeouts.idle
     }
+}
+
+fn has_blob(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+    )
 }
 
 /// What the head of an answer promises; an error where it contradicts the
