@@ -114,7 +114,7 @@ impl Image {
                 .map_err(failed)?;
             documents.push(document);
             match parsed {
-                Manifest::Image(manifest) => break manifest,
+                Manifest::Image(manifest) => break *manifest,
                 Manifest::Index(_) if documents.len() > INDEX_DEPTH_MAX => {
                     return Err(failed(DocumentError::TooDeep));
                 }

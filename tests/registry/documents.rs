@@ -119,7 +119,8 @@ async fn what_a_tag_means_is_asked_cheaply_where_the_registry_says_it() {
 async fn pages_and_contradictions_are_no_manifests() {
     let (manifest, _) = empty_manifest();
     let manifest = String::from_utf8(manifest.to_vec()).expect("JSON");
-    let cases: [(&str, String, fn(&DocumentError) -> bool); 5] = [
+    type Expected = fn(&DocumentError) -> bool;
+    let cases: [(&str, String, Expected); 5] = [
         ("text/html", "<html>log in</html>".to_owned(), |e| {
             matches!(e, DocumentError::Malformed(_))
         }),

@@ -84,7 +84,7 @@ async fn a_mirror_that_gave_wrong_bytes_is_asked_last() {
     let client = client(dir.path(), &[(&wrong, r#""pull", "resolve""#)], &server);
     let digest = Digest::of(b"blob");
     let stream = client.open_blob(&digest, None).await.expect("opened");
-    client.distrust(&stream.from().to_owned());
+    client.distrust(stream.from());
     assert_eq!(collect(stream).await.expect("read"), b"evil");
     for _ in 0..2 {
         let stream = client.open_blob(&digest, None).await.expect("opened");

@@ -104,7 +104,7 @@ async fn damaged_blobs_are_noticed() {
 async fn blobs_are_read_whole_and_in_ranges() {
     use futures_util::StreamExt;
     let (_dir, layout) = layout();
-    let content: Vec<u8> = (0..1_500_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..1_500_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
     let digest = Digest::of(&content);
     layout.push_blob(&digest, content.clone().into()).await.expect("pushed");
     for range in [None, Some(0..1), Some(600_000..1_400_000), Some(1_499_999..9_000_000)] {
