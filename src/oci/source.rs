@@ -270,6 +270,9 @@ pub enum SourceNameError {
     /// `oci:` without a directory.
     #[error("oci: needs a directory: oci:DIR[:TAG]")]
     NoDirectory,
+    /// A place that images are not read from.
+    #[error("{0}: images are read from registries and from oci:DIR only")]
+    Transport(String),
     /// A name in the layout that nothing can have.
     #[error("{0:?} can't be the name of an image in a layout")]
     Tag(String),
@@ -280,7 +283,15 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, SourceNameError> {
         let Some(rest) = text.strip_prefix("oci:") else {
-            return Ok(Self::Registry(text.parse()?));
+            // Other tools' words, which would otherwise be names of images.
+            let others = ["docker-archive", "oci-archive", "docker-daemon", "containers-storage"];
+            if let Some((other, _)) = text.split_once(':')
+                && others.contains(&other)
+            {
+                return Err(SourceNameError::Transport(other.to_owned()));
+            }
+            let reference = text.strip_prefix("docker://").unwrap_or(text);
+            return Ok(Self::Registry(reference.parse()?));
         };
         if let Some((dir, digest)) = rest.rsplit_once('@')
             && let Ok(digest) = digest.parse()
@@ -413,6 +424,8 @@ mod tests {
             ("oci:dir:", Err(SourceNameError::Tag(String::new()))),
             ("oci:dir:a b", Err(SourceNameError::Tag("a b".to_owned()))),
             ("alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
+            ("docker://alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
+            ("oci-archive:x.tar", Err(SourceNameError::Transport("oci-archive".to_owned()))),
             ("", Err(SourceNameError::Reference(ReferenceError::Empty))),
         ] {
             assert_eq!(text.parse(), expected, "{text}");

@@ -108,6 +108,50 @@ async fn a_token_is_renewed_before_it_expires() {
     assert_eq!(server.count("/v2/"), 7 + 1);
 }
 
+/// Everything that is logged by anything in this process.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_secret_is_logged_at_any_level() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .try_init()
+        .expect("nobody else logs");
+    let server = guarded(None, tokens(&["streng-geheim"]), |_| token("streng-geheim")).await;
+    for credentials in [
+        login(&server.host, "anna", "geheim"),
+        Credentials::Fixed {
+            host: server.host.clone(),
+            login: Login::Identity(Secret::new("geheim")),
+        },
+    ] {
+        let mut settings = settings();
+        settings.credentials = credentials;
+        let client = repository(settings, &server.reference("team/app"));
+        client.resolve(&Target::Default).await.expect("allowed");
+        assert!(client.resolve(&Target::Tag("x".to_owned())).await.is_ok());
+    }
+    let text = String::from_utf8_lossy(&log.0.lock().expect("no panic")).into_owned();
+    assert!(text.contains("/v2/") || text.contains("manifest"), "something is logged: {text}");
+    // In clear and in base64.
+    assert!(!text.contains("geheim") && !text.contains("YW5uYTpnZWhlaW0"), "{text}");
+}
+
 #[tokio::test]
 async fn a_token_that_is_withdrawn_is_replaced() {
     let valid = tokens(&["T0"]);

@@ -172,9 +172,9 @@ fn facts(
     }
 }
 
-/// `bytes first-last/total`, as a range with its end excluded; `*` as the
-/// total is `None`.
-fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+/// Parses `Content-Range`: `bytes first-last/total`, as a range with its end
+/// excluded; `*` as the total is `None`. Pure.
+pub fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
     let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;

@@ -206,9 +206,10 @@ impl HostEntry {
         let host = host_of(&url)?;
         // A URL leaves out the port that its scheme implies; a name may state it.
         let with_port = url.port_or_known_default().map(|port| format!("{host}:{port}"));
-        let stated = with_port.as_deref() == Some(domain);
+        let stated = with_port.is_some_and(|full| full.eq_ignore_ascii_case(domain));
         let host = if stated { domain.to_owned() } else { host };
-        let itself = host == domain || (domain == DEFAULT_DOMAIN && host == DOCKER_HUB_HOST);
+        let itself = host.eq_ignore_ascii_case(domain)
+            || (domain == DEFAULT_DOMAIN && host == DOCKER_HUB_HOST);
         Some(Endpoint {
             base: url.as_str().trim_end_matches('/').to_owned(),
             origin: origin_of(&url),

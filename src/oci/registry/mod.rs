@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
+pub use blob::parse_content_range;
 pub use challenge::Challenge;
 pub use hosts::{
     Capabilities, Endpoint, HostEntry, HostsError, TlsFiles, endpoints, is_loopback, parse_hosts,
@@ -67,6 +68,9 @@ pub struct Settings {
     pub hosts_dir: Option<PathBuf>,
     /// Hosts (`host` or `host:port`) that speak plain HTTP. Loopback does anyway.
     pub plain_http: Vec<String>,
+    /// `host:port` of our own mirror door, which `hosts.toml` may list for
+    /// other programs: we don't ask ourselves.
+    pub own_addresses: Vec<String>,
     /// Where logins come from.
     pub credentials: Credentials,
     /// When to try again.
@@ -86,6 +90,7 @@ impl Default for Settings {
         Self {
             hosts_dir: Some("/etc/containerd/certs.d".into()),
             plain_http: Vec::new(),
+            own_addresses: Vec::new(),
             credentials: Credentials::default(),
             retry: RetryPolicy::default(),
             timeouts: Timeouts::default(),
@@ -137,6 +142,7 @@ impl Registry {
         let endpoints = found
             .map_err(|problem| RegistryError::Hosts { host: domain.to_owned(), problem })?
             .into_iter()
+            .filter(|endpoint| !settings.own_addresses.contains(&endpoint.host))
             .map(Arc::new)
             .collect();
         Ok(RegistryClient {
@@ -226,7 +232,9 @@ impl RegistryClient {
             Capability::Resolve => endpoint.capabilities.resolve,
             Capability::Push => endpoint.capabilities.push,
         };
-        let able = self.endpoints.iter().filter(can).cloned();
+        // Like containerd, give content to one place only.
+        let most = if matches!(capability, Capability::Push) { 1 } else { usize::MAX };
+        let able = self.endpoints.iter().filter(can).take(most).cloned();
         let (up, down): (Vec<_>, Vec<_>) =
             able.partition(|endpoint| !health.is_down(&endpoint.origin, now));
         let last = up.len().saturating_sub(1);

@@ -19,7 +19,9 @@ use crate::oci::retry::{Jitter, is_retryable, parse_retry_after};
 /// Most redirects that are followed for one request; containerd's limit too.
 const REDIRECTS_MAX: usize = 10;
 /// Most of an error's body that is read, in bytes.
-const ERROR_BODY_MAX: usize = 16 << 10;
+const ERROR_BODY_MAX: u64 = 16 << 10;
+/// How long its text is waited for: it only makes the message better.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 /// The slowest upload that is waited for, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
 /// Most connections to one host that are kept while nothing is asked of it.
@@ -333,9 +335,10 @@ impl Transport {
     /// What an error's body says, made fit for a message; empty if nothing.
     async fn error_text(&self, answer: Answer) -> String {
         let what = String::new();
-        match self.read_body(answer, &what, ERROR_BODY_MAX as u64).await {
-            Ok(body) => error_message(&body),
-            Err(_) => String::new(),
+        let body = self.read_body(answer, &what, ERROR_BODY_MAX);
+        match tokio::time::timeout(ERROR_BODY_TIME, body).await {
+            Ok(Ok(body)) => error_message(&body),
+            _ => String::new(),
         }
     }
 
@@ -427,8 +430,14 @@ pub(super) fn network_error(
 ) -> RegistryError {
     let error = error.without_url();
     let (what, host) = (what.to_owned(), host.to_owned());
-    let problem = chain(&error);
-    let tls = ["certificate", "corrupt message", "handshake", "HandshakeFailure", "fatal alert"];
+    let mut problem = chain(&error);
+    if problem.contains("CaUsedAsEndEntity") {
+        // What `openssl req -x509` makes by default, and Go's TLS lets pass.
+        problem = "it shows the certificate of an authority (CA:TRUE): make it one of its own, or \
+                   set skip_verify in hosts.toml"
+            .to_owned();
+    }
+    let tls = ["certificate", "corrupt message", "handshake", "fatal alert"];
     if error.is_dns() {
         RegistryError::Dns { what, host }
     } else if tls.iter().any(|word| problem.contains(word)) {

@@ -103,6 +103,7 @@ fn without_configuration_a_registry_is_reached_at_its_name() {
     };
     assert_eq!(reached("docker.io", &[]), "https://registry-1.docker.io/v2");
     assert_eq!(reached("ghcr.io", &[]), "https://ghcr.io/v2");
+    assert_eq!(reached("GHCR", &[]), "https://ghcr/v2");
     assert_eq!(reached("localhost:5000", &[]), "http://localhost:5000/v2");
     assert_eq!(reached("127.0.0.2:5000", &[]), "http://127.0.0.2:5000/v2");
     assert_eq!(reached("[::1]:5000", &[]), "http://[::1]:5000/v2");
