@@ -61,6 +61,15 @@ impl Line {
 
     pub(crate) fn shaped(upstream: SocketAddr, conditions: Conditions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback listener");
+        Self::between(listener, upstream, conditions)
+    }
+
+    /// With a listener that stands elsewhere, perhaps in another network.
+    pub(crate) fn on(listener: TcpListener, upstream: SocketAddr) -> Self {
+        Self::between(listener, upstream, Conditions::default())
+    }
+
+    fn between(listener: TcpListener, upstream: SocketAddr, conditions: Conditions) -> Self {
         let address = listener.local_addr().expect("address");
         let now = Instant::now();
         let shared = Arc::new(Shared {
