@@ -1,7 +1,7 @@
 //! What laziness buys: bytes and times against whole downloads, memory, and
 //! complete files against the disk.
 //!
-//! `cargo bench --bench lazy -- [machine|import|first|pass|idle|local ...]`,
+//! `cargo bench --bench lazy -- [machine|line|import|first|pass|idle|local ...]`,
 //! as root, with what `tests/run` installs. `LAB_IMAGES=DIR` uses the images of
 //! `tests/lab/images.sh full DIR`; without it they are made (minutes, once).
 //! Each part prints a table for `docs/BENCHMARKS.md`.
@@ -20,6 +20,7 @@ type Part = (&'static str, fn());
 
 const PARTS: &[Part] = &[
     ("machine", report::machine),
+    ("line", thin::itself),
     ("import", wire::import),
     ("first", wire::first_bytes),
     ("pass", wire::first_pass),

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::thread;
@@ -15,6 +15,12 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::harness::line::Line;
 use crate::harness::tool;
+use crate::report::{Table, seconds};
+use crate::wire::timed;
+
+/// Bits in a second, and the time there and back, of the benchmarks' line.
+pub(crate) const RATE: u64 = 100_000_000;
+pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(40);
 
 const NAMESPACE: &str = "peersync-bench";
 const NEAR: &str = "psb-near";
@@ -62,6 +68,28 @@ impl Drop for ThinLine {
     fn drop(&mut self) {
         remove();
     }
+}
+
+/// What the line is like: a handshake, and 32 MiB over one connection.
+pub(crate) fn itself() {
+    const BYTES: usize = 32 << 20;
+    let source = TcpListener::bind("127.0.0.1:0").expect("listener");
+    let upstream = source.local_addr().expect("address");
+    thread::spawn(move || {
+        for stream in source.incoming().map_while(Result::ok) {
+            let _ = (&stream).write_all(&vec![0; BYTES]);
+        }
+    });
+    let line = ThinLine::to(upstream, RATE, ROUND_TRIP);
+    let (handshake, mut stream) =
+        timed(|| TcpStream::connect(line.counted.address).expect("connect"));
+    let (time, read) = timed(|| std::io::copy(&mut stream, &mut std::io::sink()).expect("read"));
+    assert_eq!(read, BYTES as u64);
+    let mut table = Table::new(&["the line", "measured"]);
+    table.row(["handshake".into(), seconds(handshake)]);
+    let rate = BYTES as f64 * 8.0 / time.as_secs_f64() / 1e6;
+    table.row(["32 MiB over one connection".into(), format!("{rate:.1} Mbit/s of content")]);
+    table.print();
 }
 
 fn remove() {

@@ -12,10 +12,7 @@ use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
 use crate::harness::{run, scratch, tool};
 use crate::report::{Table, cpu, memory, mib, percent, seconds};
-use crate::thin::ThinLine;
-
-const RATE: u64 = 100_000_000;
-const ROUND_TRIP: Duration = Duration::from_millis(40);
+use crate::thin::{RATE, ROUND_TRIP, ThinLine};
 
 /// The real images: a layout with the tags a and b.
 pub(crate) fn full_images() -> PathBuf {

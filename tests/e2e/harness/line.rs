@@ -56,12 +56,11 @@ enum Direction {
 
 impl Line {
     pub(crate) fn to(upstream: SocketAddr) -> Self {
-        Self::shaped(upstream, Conditions::default())
+        Self::on(loopback(), upstream)
     }
 
     pub(crate) fn shaped(upstream: SocketAddr, conditions: Conditions) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback listener");
-        Self::between(listener, upstream, conditions)
+        Self::between(loopback(), upstream, conditions)
     }
 
     /// With a listener that stands elsewhere, perhaps in another network.
@@ -137,6 +136,10 @@ impl Line {
         change(&mut self.shared.state.lock().expect("state"));
         self.shared.changed.notify_all();
     }
+}
+
+fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("loopback listener")
 }
 
 impl Drop for Line {
