@@ -46,6 +46,12 @@ pub struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
     needed: N,
 }
 
+/// An assembler that has been put aside between two stretches of its stream.
+pub struct CutState {
+    position: u64,
+    open: HashMap<u32, Open>,
+}
+
 struct Open {
     index: u32,
     /// `None`: the block is let pass.
@@ -69,6 +75,22 @@ where
         needed: N,
     ) -> Self {
         Self { specs, stretches: stretches.peekable(), position, open: HashMap::new(), needed }
+    }
+
+    /// Goes on where [`Assembler::pause`] stopped.
+    pub fn resume(
+        specs: &'a [std::sync::Arc<ObjectSpec>],
+        stretches: I,
+        state: CutState,
+        needed: N,
+    ) -> Self {
+        let CutState { position, open } = state;
+        Self { specs, stretches: stretches.peekable(), position, open, needed }
+    }
+
+    /// Puts the assembler aside.
+    pub fn pause(self) -> CutState {
+        CutState { position: self.position, open: self.open }
     }
 
     /// The stream offset of the next byte.

@@ -5,17 +5,17 @@
 //! Every block that passes whole is given on.
 
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::assemble::{Assembler, RawBlock};
+use super::assemble::{Assembler, CutState, RawBlock};
 use super::index::LayerIndex;
 use super::source::{BlockSink, BlockSource, SourceError, SourceFuture};
-use crate::layer::span::SpanDecoder;
+use crate::layer::span::{SpanDecoder, SpanError};
 use crate::oci::{BlobStream, ImageSource, Trouble};
 use crate::telemetry::Counters;
 use crate::types::{Digest, VerifiedBlock};
@@ -94,32 +94,48 @@ struct RunIn<'a> {
 
 impl RunIn<'_> {
     async fn fetch(&self, stream: Range<u64>) -> Result<(), SourceError> {
-        let seek = self.index.seek();
-        let mut decoder = Decoder::start(self.index, self.sink, stream.clone())?;
+        let (seek, blob) = (self.index.seek(), self.index.blob());
+        let mut decoder = self.decoder(stream.clone())?;
+        // The first range ends where the run's end is likely to be; what it
+        // lacks is asked for up to where it is certain.
+        let mut to = seek.blob_end_estimate(stream.end);
         loop {
-            let from = decoder.blob_position;
-            let to = seek.blob_end(stream.end, from).min(seek.blob_length());
+            let from = decoder.span.blob_position();
             if from >= to {
-                return Err(SourceError::Corrupt(format!(
-                    "layer {}: the compressed stream ends before its index says",
-                    self.index.blob()
-                )));
+                to = seek.blob_end(stream.end);
+            }
+            if from >= to {
+                let message = format!("layer {blob}: the blob ends before its index says");
+                return Err(SourceError::Corrupt(message));
             }
             let whole = from == 0 && to == seek.blob_length();
-            let range = (!whole).then_some(from..to);
             self.source.counters.registry_requests.add(1);
-            let blob = self.index.blob();
+            let range = (!whole).then_some(from..to);
             let answer = self.origin.open_blob(blob, range).await.map_err(source_error)?;
             if !answer.facts().range_honoured {
+                // The stream begins at the blob's start: so does the decoder. All
+                // that passes is kept, and the blob is not asked for in parts again.
                 self.source.no_ranges().insert(*blob);
-                // What was decoded stays; this stream begins at the blob's start.
-                decoder = Decoder::start(self.index, self.sink, 0..stream.end)?;
+                decoder = self.decoder(0..stream.end)?;
             }
-            decoder = decoder.take(answer, self.source.counters.clone()).await?;
+            let limit = if answer.facts().range_honoured { to } else { seek.blob_length() };
+            decoder = decoder.take(answer, limit, &self.source.counters).await?;
             if decoder.done {
                 return Ok(());
             }
         }
+    }
+
+    fn decoder(&self, stream: Range<u64>) -> Result<Decoder, SourceError> {
+        let span = SpanDecoder::new(self.index.seek(), stream.start).map_err(corrupt)?;
+        Ok(Decoder {
+            index: Arc::clone(self.index),
+            sink: Arc::clone(self.sink),
+            cut: None,
+            span,
+            end: stream.end,
+            done: stream.is_empty(),
+        })
     }
 }
 
@@ -128,9 +144,112 @@ struct Decoder {
     index: Arc<LayerIndex>,
     sink: Arc<dyn BlockSink>,
     span: SpanDecoder,
-    cut: Cut,
-    /// The next byte of the blob that the decoder needs.
-    blob_position: u64,
+    cut: Option<CutState>,
+    /// End of the run in the stream.
+    end: u64,
     /// All of the run has been decoded, or nobody wants the rest.
     done: bool,
+}
+
+impl Decoder {
+    /// Decodes what `answer` brings, up to byte `limit` of the blob.
+    async fn take(
+        self,
+        mut answer: BlobStream,
+        limit: u64,
+        counters: &Counters,
+    ) -> Result<Self, SourceError> {
+        let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS);
+        let decoding = tokio::task::spawn_blocking(move || self.decode(chunks));
+        let mut left = limit - answer.facts().start;
+        let mut broken = None;
+        while left > 0 {
+            let mut chunk = match answer.next().await {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(error)) => {
+                    broken = Some(source_error(error));
+                    break;
+                }
+                None => break,
+            };
+            counters.bytes_registry.add(chunk.len() as u64);
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= chunk.len() as u64;
+            if sender.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        let decoder = match decoding.await {
+            Ok(result) => result?,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Err(SourceError::Transient("the node is shutting down".into())),
+        };
+        match broken {
+            // What came before the break is kept; the rest is asked for again.
+            Some(error) if !decoder.done => Err(error),
+            _ => Ok(decoder),
+        }
+    }
+
+    fn decode(mut self, mut chunks: mpsc::Receiver<Bytes>) -> Result<Self, SourceError> {
+        let index = Arc::clone(&self.index);
+        let sink = Arc::clone(&self.sink);
+        let start = self.span.stream_position();
+        let needs = |object, block| sink.needs(object, block);
+        let mut cut = match self.cut.take() {
+            Some(cut) => Assembler::resume(index.specs(), index.stretches(start), cut, needs),
+            None => Assembler::new(index.specs(), index.stretches(start), start, needs),
+        };
+        let mut wrong = None;
+        while let Some(chunk) = chunks.blocking_recv() {
+            let flow = self.span.feed(&chunk, &mut |bytes| {
+                let room = self.end.saturating_sub(cut.position());
+                let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
+                cut.feed(bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
+                if wrong.is_some() || cut.position() >= self.end {
+                    return ControlFlow::Break(());
+                }
+                sink.progress(cut.position())
+            });
+            let flow = flow.map_err(corrupt)?;
+            if let Some(error) = wrong.take() {
+                return Err(error);
+            }
+            if flow.is_break() {
+                self.done = true;
+                return Ok(self);
+            }
+        }
+        self.cut = Some(cut.pause());
+        Ok(self)
+    }
+}
+
+/// Verifies a block and gives it on.
+fn keep(index: &LayerIndex, sink: &dyn BlockSink, raw: RawBlock, wrong: &mut Option<SourceError>) {
+    let Some(entry) = index.specs().get(raw.object as usize).and_then(|s| s.block(raw.index)) else {
+        return;
+    };
+    match VerifiedBlock::verify(raw.data, &entry.hash) {
+        Ok(block) => sink.block(raw.object, raw.index, block),
+        Err(error) => {
+            let (blob, object, index) = (index.blob(), raw.object, raw.index);
+            let message = format!("layer {blob}, object {object}, block {index}: {error}");
+            wrong.get_or_insert(SourceError::Corrupt(message));
+        }
+    }
+}
+
+fn corrupt(error: SpanError) -> SourceError {
+    SourceError::Corrupt(error.to_string())
+}
+
+fn source_error(error: crate::oci::SourceError) -> SourceError {
+    let message = error.to_string();
+    match error.trouble() {
+        Trouble::Busy | Trouble::Transient => SourceError::Transient(message),
+        Trouble::Corrupt => SourceError::Corrupt(message),
+        Trouble::NotFound | Trouble::Denied | Trouble::Permanent => SourceError::Permanent(message),
+    }
 }
