@@ -12,6 +12,7 @@ mod hostile;
 mod lazy;
 mod models;
 mod nasty;
+mod registries;
 mod store;
 mod trees;
 mod users;
