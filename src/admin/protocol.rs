@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mount::IndexMode;
+
 /// The socket's name in the store's directory.
 pub const SOCKET: &str = "control.sock";
 
@@ -62,20 +64,6 @@ pub struct MountArgs {
     pub suid: bool,
     /// Honour device nodes.
     pub dev: bool,
-}
-
-/// Whether a mount may wait for a first pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "node", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum IndexMode {
-    /// Use an index where there is one, else build it in one pass.
-    #[default]
-    Auto,
-    /// Build every index on this node.
-    Never,
-    /// Fail where there is no index, rather than read the whole image.
-    Require,
 }
 
 /// What the owner answers; the last line is one that ends the request.

@@ -70,6 +70,11 @@ impl LayerIndex {
         self.seek.stream_length()
     }
 
+    /// Bytes of all objects.
+    pub fn content_bytes(&self) -> u64 {
+        self.specs.iter().map(|spec| spec.length()).sum()
+    }
+
     /// The object of that number.
     pub fn object(&self, number: u32) -> Option<ObjectId> {
         self.objects.get(number as usize).copied()
