@@ -99,6 +99,10 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("fs", FUSE_NET_CLOCK),
 ];
 
+/// Files below a pure module that are a seam to the outside, and why.
+const SEAMS: &[(&str, &str)] =
+    &[("store/format/overlay", "reads the database file of a store that must not be touched")];
+
 /// "About 600 lines", and room to finish a thought. Test modules don't count.
 const LENGTH: usize = 640;
 
@@ -207,8 +211,10 @@ fn check_fsck(source: &Source) -> Vec<Violation> {
 
 fn check_purity(source: &Source) -> Vec<Violation> {
     let stem = source.path.trim_start_matches("src/").trim_end_matches(".rs");
-    let Some((_, banned)) =
-        PURE.iter().find(|(pure, _)| Path::new(stem).starts_with(pure)).filter(|_| !source.is_test)
+    let Some((_, banned)) = PURE
+        .iter()
+        .find(|(pure, _)| Path::new(stem).starts_with(pure))
+        .filter(|_| !source.is_test && !SEAMS.iter().any(|(seam, _)| *seam == stem))
     else {
         return Vec::new();
     };

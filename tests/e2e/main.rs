@@ -12,6 +12,7 @@ mod hostile;
 mod lazy;
 mod models;
 mod nasty;
+mod posix;
 mod registries;
 mod store;
 mod trees;
