@@ -13,11 +13,10 @@ use super::Exit;
 use super::args::Args;
 use crate::admin::{Client, Event, FailureKind, Request, connect};
 use crate::config::Config;
+use crate::store::format::layout::OWNER_LOG as LOG;
 
 /// The line by which a started owner says that it listens.
 pub(super) const READY: &str = "ready";
-/// Where a started owner logs, in the store's directory.
-pub(super) const LOG: &str = "owner.log";
 /// A log longer than this is begun anew when an owner starts.
 const LOG_MAX: u64 = 1 << 20;
 /// Starts of an owner before giving up: another command's owner can end

@@ -1,142 +1,97 @@
-//! The *seek* part of a layer index: points at which a compressed blob can be
-//! entered.
+//! The seek table: where a compressed blob can be entered.
 //!
-//! ```text
-//! "PSYNCsek"  u32 version  u8 kind  u64 blob length  u64 stream length  u32 count
-//! count x (u64 stream, u64 blob, u32 window: length of its zstd frame << 3 | bits)
-//! the windows' zstd frames, one after the other
-//! ```
-//! Integers are little-endian. Only a node that goes to the registry needs it.
+//! Layout: magic, compression u8, then varints: blob length, stream length,
+//! number of points; each point: stream and blob offset as distance from the
+//! point before, a tag (0: a gzip member or zstd frame starts here; 1 + n: a
+//! deflate block starts in the last n bits of the byte before) and for tags
+//! above 0 these bits u8, the window's length as varint, and the window (the
+//! 32 KiB of output before, zstd-compressed).
+//!
+//! The table depends on the compressor, so it is no part of a layer's identity.
+//! A wrong table can't do harm: what it leads to is verified block by block.
 
-use std::fmt;
+use std::ops::Range;
 
-const MAGIC: &[u8; 8] = b"PSYNCsek";
-const VERSION: u32 = 1;
-const HEADER: usize = 8 + 4 + 1 + 8 + 8 + 4;
-const ENTRY: usize = 20;
+use bytes::Bytes;
 
-use super::inflate::WINDOW;
+pub use super::codec::Compression;
+use super::codec::WINDOW;
+use super::wire::{Reader, push_varint};
 
-/// About as many bytes of the stream lie between two points.
-pub const SPAN: u64 = 4 << 20;
+const MAGIC: [u8; 8] = *b"PSSEEK\x00\x01";
+/// A window that doesn't shrink, and what zstd adds to it.
+const WINDOW_PACKED_MAX: u64 = (WINDOW + 1024) as u64;
+/// Bytes of windows that one table holds: 32 MiB, which is 4 MiB spacing over
+/// 4 GiB of incompressible data. Beyond it, points are further apart.
+const WINDOWS_MAX: u64 = 32 << 20;
+/// Points that one table holds.
+const POINTS_MAX: usize = 1 << 20;
 
-/// Longest blob or stream in bytes; keeps sums of offsets from overflowing.
-const LENGTH_MAX: u64 = 1 << 60;
-/// Compresses windows some 15 % smaller than the default level; 0.3 ms each.
-const WINDOW_LEVEL: i32 = 6;
-
-/// How a blob is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Compression {
-    /// Not at all: blob and stream are the same.
-    Plain,
-    /// gzip, of one or many members.
-    Gzip,
-    /// zstd, of one or many frames.
-    Zstd,
+/// A place where decoding can begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeekPoint {
+    /// Offset in the uncompressed stream of the first byte that comes out.
+    pub stream: u64,
+    /// Offset in the blob of the first byte to feed.
+    pub blob: u64,
+    /// What is needed besides.
+    pub entry: Entry,
 }
 
-/// A point at which the blob can be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeekPoint {
-    /// Offset in the stream of the first byte that comes out.
-    pub stream: u64,
-    /// Offset in the blob of the first byte to read. Where `bits` is not 0 it
-    /// is the byte of which only the high bits belong to what follows.
-    pub blob: u64,
-    /// High bits of the first byte that are to be used; 0: all of it, and for
-    /// a point without window a gzip header or zstd frame begins there.
-    pub bits: u8,
-    /// Whether the point is in the middle of a deflate stream.
-    pub has_window: bool,
+/// What the decoder must know at a [`SeekPoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing: a gzip member or a zstd frame starts here.
+    Start,
+    /// A deflate block starts here, inside a member.
+    Block {
+        /// How many bits of the byte before belong to the block: 0 to 7.
+        bits: u8,
+        /// These bits.
+        value: u8,
+        /// The output before, zstd-compressed; see [`unpack_window`].
+        window: Bytes,
+    },
+}
+
+/// Compresses a window for [`Entry::Block`].
+pub(crate) fn pack_window(window: &[u8]) -> Bytes {
+    // Compressing to memory can't fail but for want of it; an empty window makes
+    // a point that doesn't verify and is not used.
+    zstd::bulk::compress(window, 9).unwrap_or_default().into()
+}
+
+/// The window of an [`Entry::Block`], at most 32 KiB. `None` if it is damaged.
+pub fn unpack_window(window: &[u8]) -> Option<Vec<u8>> {
+    zstd::bulk::decompress(window, WINDOW).ok()
 }
 
 /// Why bytes are not a seek table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SeekError {
-    /// Not our format, or cut off, or points out of order or outside.
-    #[error("the seek table is malformed")]
-    Malformed,
-    /// Made by a newer PeerSync.
-    #[error("the seek table has version {0}; this PeerSync knows version {VERSION}")]
-    Version(u32),
-}
+#[error("the seek table is malformed")]
+pub struct SeekError;
 
-/// The points of a blob, readable in place.
+/// Where a blob can be entered, and how long it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeekTable {
-    bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
     compression: Compression,
     blob_length: u64,
     stream_length: u64,
-    points: Vec<Entry>,
+    points: Vec<SeekPoint>,
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
-    point: SeekPoint,
-    /// Where its window's frame lies in the part.
-    window: (u64, u32),
+/// A stretch of the stream and the part of the blob from which it is decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The point at which decoding begins; nothing for a plain blob.
+    pub point: Option<usize>,
+    /// Bytes of the uncompressed stream.
+    pub stream: Range<u64>,
+    /// Bytes of the blob to feed, all of them and no others.
+    pub blob: Range<u64>,
 }
 
 impl SeekTable {
-    /// Reads a part, which may be hostile.
-    ///
-    /// # Errors
-    /// [`SeekError`].
-    pub fn open(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self, SeekError> {
-        let bytes: Box<dyn AsRef<[u8]> + Send + Sync> = Box::new(bytes);
-        let all = (*bytes).as_ref();
-        let head = all.get(..HEADER).ok_or(SeekError::Malformed)?;
-        if head[..8] != *MAGIC {
-            return Err(SeekError::Malformed);
-        }
-        let version = u32_at(head, 8);
-        if version != VERSION {
-            return Err(SeekError::Version(version));
-        }
-        let compression = match head[12] {
-            0 => Compression::Plain,
-            1 => Compression::Gzip,
-            2 => Compression::Zstd,
-            _ => return Err(SeekError::Malformed),
-        };
-        let (blob_length, stream_length) = (u64_at(head, 13), u64_at(head, 21));
-        let count = u32_at(head, 29) as usize;
-        let table = count
-            .checked_mul(ENTRY)
-            .and_then(|len| all.get(HEADER..HEADER.checked_add(len)?))
-            .ok_or(SeekError::Malformed)?;
-        let mut window_at = (HEADER + table.len()) as u64;
-        let mut points: Vec<Entry> = Vec::with_capacity(count);
-        for raw in table.chunks_exact(ENTRY) {
-            let word = u32_at(raw, 16);
-            let length = word >> 3;
-            let (stream, blob) = (u64_at(raw, 0), u64_at(raw, 8));
-            let point =
-                SeekPoint { stream, blob, bits: (word & 7) as u8, has_window: length > 0 };
-            let ordered = points.last().map_or(stream == 0, |last| {
-                stream > last.point.stream && blob > last.point.blob
-            });
-            let inside = stream <= stream_length && blob < blob_length.max(1);
-            let sound = point.has_window || point.bits == 0;
-            if !ordered || !inside || !sound {
-                return Err(SeekError::Malformed);
-            }
-            points.push(Entry { point, window: (window_at, length) });
-            window_at += u64::from(length);
-        }
-        let plain = compression == Compression::Plain;
-        if window_at != all.len() as u64
-            || blob_length > LENGTH_MAX
-            || stream_length > LENGTH_MAX
-            || (plain && (count > 0 || blob_length != stream_length))
-            || (!plain && count == 0)
-        {
-            return Err(SeekError::Malformed);
-        }
-        Ok(Self { bytes, compression, blob_length, stream_length, points })
-    }
-
     /// How the blob is compressed.
     pub fn compression(&self) -> Compression {
         self.compression
@@ -152,187 +107,234 @@ impl SeekTable {
         self.stream_length
     }
 
-    /// Number of points; 0 for a plain blob, which can be entered anywhere.
-    pub fn len(&self) -> usize {
-        self.points.len()
+    /// All points, by offset. The first is at 0; a plain blob has none.
+    pub fn points(&self) -> &[SeekPoint] {
+        &self.points
     }
 
-    /// Whether there are no points.
-    pub fn is_empty(&self) -> bool {
-        self.points.is_empty()
+    /// Whether the blob can be entered anywhere but at its start. One that is a
+    /// single zstd frame can't.
+    pub fn can_enter(&self) -> bool {
+        self.compression == Compression::Plain || self.points.len() > 1
     }
 
-    /// Whether the blob can be read in part. A zstd blob of one frame can't,
-    /// unless the frame is no longer than a span.
-    pub fn is_enterable(&self) -> bool {
-        self.compression != Compression::Zstd
-            || self.points.len() > 1
-            || self.stream_length <= SPAN
-    }
-
-    /// The point at or before a stream offset. `None` for a plain blob.
-    pub fn point_before(&self, stream: u64) -> Option<(usize, SeekPoint)> {
-        let after = self.points.partition_point(|e| e.point.stream <= stream);
-        let index = after.checked_sub(1)?;
-        Some((index, self.points[index].point))
-    }
-
-    /// The point of that number.
-    pub fn point(&self, index: usize) -> Option<SeekPoint> {
-        self.points.get(index).map(|e| e.point)
-    }
-
-    /// The nearest stream offset at or before the given one at which the blob
-    /// can be entered.
-    pub fn entry(&self, stream: u64) -> u64 {
-        match self.compression {
-            Compression::Plain => stream,
-            _ => self.point_before(stream).map_or(0, |(_, p)| p.stream),
+    /// The shortest span that contains `range` of the stream: exactly `range` in
+    /// a plain blob, else from a point to a point. `None` if the range is empty
+    /// or exceeds the stream.
+    pub fn cover(&self, range: Range<u64>) -> Option<Span> {
+        if range.is_empty() || range.end > self.stream_length {
+            return None;
         }
-    }
-
-    /// Where to stop reading the blob to get the stream up to `stream`, as an
-    /// estimate: between two points it is interpolated, with some to spare, and
-    /// never beyond the next point. Reading may have to go on.
-    pub fn blob_end_estimate(&self, stream: u64) -> u64 {
         if self.compression == Compression::Plain {
-            return stream.min(self.blob_length);
+            return Some(Span { point: None, stream: range.clone(), blob: range });
         }
-        let stream = stream.min(self.stream_length);
-        let upper = self.blob_end(stream);
-        let Some((_, before)) = self.point_before(stream.saturating_sub(1)) else { return upper };
-        let next = self.points.partition_point(|e| e.point.stream < stream);
-        let next_stream = self.points.get(next).map_or(self.stream_length, |e| e.point.stream);
-        let (span, part) = (next_stream - before.stream, stream - before.stream);
-        if span == 0 {
-            return upper;
-        }
-        let packed = u128::from(upper.saturating_sub(before.blob));
-        let guess = (packed * u128::from(part.min(span)) / u128::from(span)) as u64;
-        (before.blob + guess + guess / 16 + SPARE).min(upper)
+        let first = self.point_at(range.start)?;
+        let last = self.point_at(range.end - 1)?;
+        let (first_span, last_span) = (self.span(first)?, self.span(last)?);
+        Some(Span {
+            stream: first_span.stream.start..last_span.stream.end,
+            blob: first_span.blob.start..last_span.blob.end,
+            ..first_span
+        })
     }
 
-    /// Where reading the blob can stop in any case to get the stream up to `stream`.
-    pub fn blob_end(&self, stream: u64) -> u64 {
-        if self.compression == Compression::Plain {
-            return stream.min(self.blob_length);
-        }
-        let next = self.points.partition_point(|e| e.point.stream < stream);
-        // One byte more: the next point's first byte may be shared.
-        self.points
-            .get(next)
-            .map_or(self.blob_length, |e| (e.point.blob + 1).min(self.blob_length))
+    /// The last point at or before a byte of the stream. `None` in a plain blob.
+    pub fn point_at(&self, stream: u64) -> Option<usize> {
+        self.points.partition_point(|point| point.stream <= stream).checked_sub(1)
     }
 
-    /// What the stream gave before a point, at most 32 KiB. Empty where the
-    /// point needs none. `None` for one whose window is damaged.
-    pub fn window(&self, index: usize) -> Option<Vec<u8>> {
-        let (at, length) = self.points.get(index)?.window;
-        if length == 0 {
-            return Some(Vec::new());
-        }
-        let start = usize::try_from(at).ok()?;
-        let frame = (*self.bytes).as_ref().get(start..start + length as usize)?;
-        zstd::bulk::decompress(frame, WINDOW).ok()
-    }
-}
-
-/// What an estimated range reads beyond the estimate, in bytes.
-const SPARE: u64 = 32 << 10;
-
-impl fmt::Debug for SeekTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SeekTable")
-            .field("compression", &self.compression)
-            .field("blob_length", &self.blob_length)
-            .field("stream_length", &self.stream_length)
-            .field("points", &self.points.len())
-            .finish()
-    }
-}
-
-/// Collects points during a first pass. [`SeekBuilder::encode`] can be called
-/// at any time; [`SeekBuilder::restore`] continues from it.
-#[derive(Clone, Debug)]
-pub struct SeekBuilder {
-    compression: Compression,
-    entries: Vec<u8>,
-    windows: Vec<u8>,
-}
-
-impl SeekBuilder {
-    /// No points yet.
-    pub fn new(compression: Compression) -> Self {
-        Self { compression, entries: Vec::new(), windows: Vec::new() }
-    }
-
-    /// Number of points.
-    pub fn len(&self) -> usize {
-        self.entries.len() / ENTRY
-    }
-
-    /// Whether there are no points.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Adds a point; they come in order. A window that is not empty makes it
-    /// one in the middle of a deflate stream (at most 32 KiB count, from the end).
-    ///
-    /// # Errors
-    /// What zstd fails with: out of memory.
-    pub fn push(&mut self, stream: u64, blob: u64, bits: u8, window: &[u8]) -> std::io::Result<()> {
-        let window = &window[window.len().saturating_sub(WINDOW)..];
-        let frame = match window {
-            [] => Vec::new(),
-            window => zstd::bulk::compress(window, WINDOW_LEVEL)?,
+    /// The stretch between point number `point` and the next.
+    pub fn span(&self, point: usize) -> Option<Span> {
+        let start = self.points.get(point)?;
+        let (stream_end, blob_end) = match self.points.get(point + 1) {
+            Some(next) => (next.stream, next.blob),
+            None => (self.stream_length, self.blob_length),
         };
-        self.entries.extend(stream.to_le_bytes());
-        self.entries.extend(blob.to_le_bytes());
-        self.entries.extend(((frame.len() as u32) << 3 | u32::from(bits)).to_le_bytes());
-        self.windows.extend(frame);
-        Ok(())
+        Some(Span {
+            point: Some(point),
+            stream: start.stream..stream_end,
+            blob: start.blob..blob_end,
+        })
     }
 
-    /// The part.
-    pub fn encode(&self, blob_length: u64, stream_length: u64) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER + self.entries.len() + self.windows.len());
-        out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+    /// The part's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
         out.push(match self.compression {
             Compression::Plain => 0,
             Compression::Gzip => 1,
             Compression::Zstd => 2,
         });
-        out.extend(blob_length.to_le_bytes());
-        out.extend(stream_length.to_le_bytes());
-        out.extend((self.len() as u32).to_le_bytes());
-        out.extend(&self.entries);
-        out.extend(&self.windows);
+        push_varint(&mut out, self.blob_length);
+        push_varint(&mut out, self.stream_length);
+        push_varint(&mut out, self.points.len() as u64);
+        let (mut stream, mut blob) = (0, 0);
+        for point in &self.points {
+            push_varint(&mut out, point.stream - stream);
+            push_varint(&mut out, point.blob - blob);
+            (stream, blob) = (point.stream, point.blob);
+            push_entry(&mut out, &point.entry);
+        }
         out
     }
 
-    /// Continues from a part that [`SeekBuilder::encode`] gave.
+    /// Reads what [`SeekTable::encode`] wrote; the windows share the memory of
+    /// `bytes`. The input may be hostile.
     ///
     /// # Errors
-    /// [`SeekError`].
-    pub fn restore(part: &[u8]) -> Result<Self, SeekError> {
-        let compression = SeekTable::open(part.to_vec())?.compression;
-        let windows = HEADER + u32_at(part, 29) as usize * ENTRY;
-        Ok(Self {
-            compression,
-            entries: part[HEADER..windows].to_vec(),
-            windows: part[windows..].to_vec(),
-        })
+    /// [`SeekError`] where it is not exactly one well-formed table.
+    pub fn decode(bytes: &Bytes) -> Result<Self, SeekError> {
+        let mut reader = Reader(bytes);
+        let table = Self::read(&mut reader, bytes).filter(|_| reader.0.is_empty());
+        table.ok_or(SeekError)
+    }
+
+    fn read(reader: &mut Reader<'_>, whole: &Bytes) -> Option<Self> {
+        if reader.array()? != MAGIC {
+            return None;
+        }
+        let compression = match reader.u8()? {
+            0 => Compression::Plain,
+            1 => Compression::Gzip,
+            2 => Compression::Zstd,
+            _ => return None,
+        };
+        let (blob_length, stream_length) = (reader.varint()?, reader.varint()?);
+        let count = usize::try_from(reader.varint()?).ok()?;
+        // A point takes three bytes at least.
+        if count > POINTS_MAX || count > reader.0.len() / 3 {
+            return None;
+        }
+        let mut points = Vec::with_capacity(count);
+        let (mut stream, mut blob) = (0u64, 0u64);
+        for n in 0..count {
+            let distance = (reader.varint()?, reader.varint()?);
+            stream = stream.checked_add(distance.0)?;
+            blob = blob.checked_add(distance.1)?;
+            let entry = read_entry(reader, whole)?;
+            let fits = match n {
+                0 => distance == (0, 0) && entry == Entry::Start,
+                _ => {
+                    distance.0 > 0 && distance.1 > 0 && stream < stream_length && blob < blob_length
+                }
+            };
+            let is_block = matches!(entry, Entry::Block { .. });
+            if !fits || (is_block && compression != Compression::Gzip) {
+                return None;
+            }
+            points.push(SeekPoint { stream, blob, entry });
+        }
+        let is_plain = compression == Compression::Plain;
+        if is_plain != points.is_empty() || (is_plain && blob_length != stream_length) {
+            return None;
+        }
+        Some(Self { compression, blob_length, stream_length, points })
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+pub(super) fn push_entry(out: &mut Vec<u8>, entry: &Entry) {
+    match entry {
+        Entry::Start => out.push(0),
+        Entry::Block { bits, value, window } => {
+            out.push(1 + bits);
+            out.push(*value);
+            push_varint(out, window.len() as u64);
+            out.extend_from_slice(window);
+        }
+    }
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+/// Reads an entry of `whole`, which `reader` is in.
+pub(super) fn read_entry(reader: &mut Reader<'_>, whole: &Bytes) -> Option<Entry> {
+    let bits = match reader.u8()? {
+        0 => return Some(Entry::Start),
+        tag @ 1..=8 => tag - 1,
+        _ => return None,
+    };
+    let value = reader.u8()?;
+    let length = reader.varint()?;
+    if u16::from(value) >> bits != 0 || length > WINDOW_PACKED_MAX {
+        return None;
+    }
+    Some(Entry::Block { bits, value, window: whole.slice_ref(reader.bytes(length)?) })
+}
+
+/// Collects the points of a blob as they are found. Memory is bounded: where
+/// there would be too many points, every second one goes.
+#[derive(Clone, Debug)]
+pub struct SeekTableBuilder {
+    points: Vec<SeekPoint>,
+    windows: u64,
+    spacing: u64,
+}
+
+impl Default for SeekTableBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SeekTableBuilder {
+    /// For a blob of which nothing is known but its start.
+    pub fn new() -> Self {
+        Self {
+            points: vec![SeekPoint { stream: 0, blob: 0, entry: Entry::Start }],
+            windows: 0,
+            spacing: 1,
+        }
+    }
+
+    /// Adds the next point. One that is not behind the last is left out.
+    pub fn push(&mut self, point: SeekPoint) {
+        let fits = self.points.last().is_some_and(|last| {
+            point.blob > last.blob && point.stream >= last.stream.saturating_add(self.spacing)
+        });
+        if !fits {
+            return;
+        }
+        self.windows += window_length(&point);
+        self.points.push(point);
+        while self.points.len() > 2
+            && (self.windows > WINDOWS_MAX || self.points.len() > POINTS_MAX)
+        {
+            self.thin();
+        }
+    }
+
+    /// The table of a blob of these lengths in bytes.
+    pub fn finish(
+        self,
+        compression: Compression,
+        blob_length: u64,
+        stream_length: u64,
+    ) -> SeekTable {
+        let mut points = self.points;
+        match compression {
+            Compression::Plain => points.clear(),
+            _ => {
+                points.retain(|p| p.blob == 0 || (p.stream < stream_length && p.blob < blob_length))
+            }
+        }
+        SeekTable { compression, blob_length, stream_length, points }
+    }
+
+    fn thin(&mut self) {
+        let mut number = 0;
+        self.points.retain(|_| {
+            number += 1;
+            number % 2 == 1
+        });
+        self.windows = self.points.iter().map(window_length).sum();
+        let reach = self.points.last().map_or(0, |last| last.stream);
+        self.spacing = (reach / self.points.len() as u64).max(1);
+    }
+}
+
+fn window_length(point: &SeekPoint) -> u64 {
+    match &point.entry {
+        Entry::Start => 0,
+        Entry::Block { window, .. } => window.len() as u64,
+    }
 }
 
 #[cfg(test)]
@@ -340,79 +342,76 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn table() -> Vec<u8> {
-        let mut builder = SeekBuilder::new(Compression::Gzip);
-        builder.push(0, 0, 0, &[]).expect("memory");
-        builder.push(4 << 20, 1 << 20, 3, &[7; WINDOW]).expect("memory");
-        builder.push(8 << 20, 2 << 20, 0, b"window").expect("memory");
-        builder.encode(3 << 20, 12 << 20)
+    fn point(stream: u64, blob: u64, window: &'static [u8]) -> SeekPoint {
+        let window = Bytes::from_static(window);
+        let entry = Entry::Block { bits: 3, value: 5, window };
+        SeekPoint { stream, blob, entry }
+    }
+
+    fn table() -> SeekTable {
+        let mut builder = SeekTableBuilder::new();
+        builder.push(point(100, 10, b"window"));
+        builder.push(point(90, 20, b"goes back"));
+        builder.push(SeekPoint { stream: 200, blob: 30, entry: Entry::Start });
+        builder.push(point(300, 40, b"at the end"));
+        builder.finish(Compression::Gzip, 40, 300)
     }
 
     #[test]
-    fn points_are_found_and_windows_come_back() {
-        let table = SeekTable::open(table()).expect("own encoding");
-        assert_eq!(table.entry(0), 0);
-        assert_eq!(table.entry((4 << 20) - 1), 0);
-        assert_eq!(table.entry(4 << 20), 4 << 20);
-        assert_eq!(table.entry(u64::MAX), 8 << 20);
-        assert_eq!(table.window(0), Some(Vec::new()));
-        assert_eq!(table.window(1), Some(vec![7; WINDOW]));
-        assert_eq!(table.window(2), Some(b"window".to_vec()));
-        assert_eq!(table.blob_end(1), (1 << 20) + 1);
-        assert_eq!(table.blob_end(4 << 20), (1 << 20) + 1);
-        assert_eq!(table.blob_end((4 << 20) + 1), (2 << 20) + 1);
-        assert_eq!(table.blob_end(12 << 20), 3 << 20);
-        let half = table.blob_end_estimate(2 << 20);
-        assert!((512 << 10..700 << 10).contains(&half), "{half}");
+    fn spans_lie_between_points() {
+        let table = table();
+        assert_eq!(table.points().len(), 3);
+        assert_eq!(SeekTable::decode(&table.encode().into()), Ok(table.clone()));
+        let span = |point, stream, blob| Some(Span { point: Some(point), stream, blob });
+        assert_eq!(table.cover(0..1), span(0, 0..100, 0..10));
+        assert_eq!(table.cover(100..101), span(1, 100..200, 10..30));
+        assert_eq!(table.cover(99..201), span(0, 0..300, 0..40));
+        assert_eq!(table.cover(299..300), span(2, 200..300, 30..40));
+        assert_eq!(table.cover(5..5), None);
+        assert_eq!(table.cover(299..301), None);
     }
 
     #[test]
-    fn a_builder_continues() {
-        let mut builder = SeekBuilder::restore(&table()).expect("own encoding");
-        builder.push(10 << 20, 5 << 19, 0, &[]).expect("memory");
-        let table = SeekTable::open(builder.encode(3 << 20, 12 << 20)).expect("own encoding");
-        assert_eq!(table.len(), 4);
-        assert_eq!(table.window(2), Some(b"window".to_vec()));
+    fn a_plain_blob_is_entered_anywhere() {
+        let table = SeekTableBuilder::new().finish(Compression::Plain, 50, 50);
+        assert!(table.can_enter());
+        let span = Span { point: None, stream: 7..9, blob: 7..9 };
+        assert_eq!(table.cover(7..9), Some(span));
+        assert_eq!(SeekTable::decode(&table.encode().into()), Ok(table));
     }
 
     #[test]
-    fn tables_that_lead_astray_are_refused() {
-        let good = table();
-        for cut in 0..good.len() {
-            assert!(SeekTable::open(good[..cut].to_vec()).is_err());
+    fn a_single_frame_is_not_entered() {
+        let table = SeekTableBuilder::new().finish(Compression::Zstd, 50, 500);
+        assert!(!table.can_enter());
+        assert_eq!(SeekTable::decode(&table.encode().into()), Ok(table));
+    }
+
+    #[test]
+    fn too_many_points_are_thinned() {
+        let mut builder = SeekTableBuilder::new();
+        for n in 1..10_000 {
+            let mut point = point(n << 22, n << 21, b"");
+            let window = Bytes::from_static(&[0; 32 << 10]);
+            point.entry = Entry::Block { bits: 0, value: 0, window };
+            builder.push(point);
         }
-        let broken = |points: &[(u64, u64, u8)]| {
-            let mut builder = SeekBuilder::new(Compression::Zstd);
-            for (stream, blob, bits) in points {
-                builder.push(*stream, *blob, *bits, &[]).expect("memory");
-            }
-            SeekTable::open(builder.encode(100, 1000)).is_err()
-        };
-        assert!(broken(&[]), "no point");
-        assert!(broken(&[(1, 0, 0)]), "not from the start");
-        assert!(broken(&[(0, 0, 0), (5, 5, 0), (5, 6, 0)]), "out of order");
-        assert!(broken(&[(0, 0, 0), (5, 5, 1)]), "bits without window");
-        assert!(broken(&[(0, 100, 0)]), "beyond the blob");
-        assert!(broken(&[(0, 0, 0), (1001, 5, 0)]), "beyond the stream");
-        assert!(!broken(&[(0, 0, 0), (5, 5, 0)]));
+        let end = 10_000 << 22;
+        let table = builder.finish(Compression::Gzip, end, end);
+        let bytes: u64 = table.points().iter().map(window_length).sum();
+        assert!((WINDOWS_MAX / 2 - 65536..=WINDOWS_MAX).contains(&bytes), "{bytes}");
+        let gaps = table.points().windows(2).map(|p| p[1].stream - p[0].stream);
+        assert!(gaps.max() <= Some(64 << 22));
     }
 
     proptest! {
         #[test]
-        fn hostile_bytes_never_panic(
-            at in 0usize..200,
-            bytes in prop::collection::vec(any::<u8>(), 0..60),
-            stream in any::<u64>(),
-        ) {
-            let mut part = table();
-            let at = at.min(part.len());
-            let end = (at + bytes.len()).min(part.len());
-            part.splice(at..end, bytes);
-            if let Ok(table) = SeekTable::open(part) {
-                for index in 0..table.len() {
-                    let _ = table.window(index);
-                }
-                let _ = (table.entry(stream), table.blob_end(stream), table.blob_end_estimate(stream));
+        fn decode_never_panics(at in any::<prop::sample::Index>(), value in any::<u8>()) {
+            let mut bytes = table().encode();
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            if let Ok(table) = SeekTable::decode(&bytes.clone().into()) {
+                prop_assert_eq!(table.encode(), bytes);
             }
         }
     }
