@@ -41,7 +41,7 @@ fn programs_of_the_image_run_in_a_chroot() {
     needs_mounts!();
     let peersync = Peersync::new();
     let mount = peersync.mount(&lab_image(), &[]);
-    let script = "import json, sys; print(json.dumps([sys.version_info[0], 6 * 7]))";
+    let script = "import sys; print([sys.version_info[0], 6 * 7])";
     let said =
         run(Command::new("chroot").arg(&mount.path).args(["/usr/bin/python3", "-c", script]));
     assert_eq!(said.trim(), "[3, 42]");
