@@ -45,8 +45,13 @@ pub enum Request {
         /// As in [`Request::Pull`].
         plain_http: bool,
     },
-    /// What the objects of the store are and which blocks are there, a line each.
-    Inventory,
+    /// What the objects of the store are and which blocks are there: lines as
+    /// `store::format::inventory` describes them.
+    Inventory {
+        /// One object only: 64 hexadecimal digits.
+        #[serde(default)]
+        object: Option<String>,
+    },
 }
 
 /// What to mount, where and how.
@@ -105,21 +110,17 @@ pub enum Event {
         /// Bytes of all its blobs.
         bytes: u64,
     },
-    /// One object of the inventory, as the store describes it.
-    Object {
-        /// A record of the store's own.
-        object: serde_json::Value,
-    },
-    /// The inventory is complete.
-    InventoryEnd,
     /// The request failed.
     Failed(Failure),
+    /// A line of the inventory, which has a form of its own.
+    #[serde(untagged)]
+    Line(serde_json::Value),
 }
 
 impl Event {
     /// Whether the request is answered with this.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Progress(_) | Self::Note { .. } | Self::Object { .. })
+        !matches!(self, Self::Progress(_) | Self::Note { .. })
     }
 }
 

@@ -37,12 +37,13 @@ pub(super) fn load_or_make(store: &Path) -> Result<SigningKey, KeyError> {
         Ok(file) => {
             let mut bytes = Vec::new();
             file.take(33).read_to_end(&mut bytes).map_err(failed)?;
-            let secret: [u8; 32] = bytes.try_into().map_err(|_| KeyError::Malformed(path.clone()))?;
+            let secret: [u8; 32] =
+                bytes.try_into().map_err(|_| KeyError::Malformed(path.clone()))?;
             Ok(SigningKey::from_bytes(&secret))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut secret = [0; 32];
-            getrandom::fill(&mut secret).map_err(|error| failed(error.into()))?;
+            getrandom::fill(&mut secret).map_err(|error| failed(io::Error::other(error)))?;
             match write(&path, &secret) {
                 Ok(()) => {}
                 // A store that can't be written to is served all the same.
@@ -68,7 +69,9 @@ fn write(path: &Path, secret: &[u8; 32]) -> io::Result<()> {
 fn is_read_only(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied
+        io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::StorageFull
+            | io::ErrorKind::PermissionDenied
     )
 }
 

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Failure, FailureKind, SOCKET};
 use crate::blocks::{BlockReader, ReadThrough, Settings as ReadSettings};
 use crate::config::{Config, IndexOrigin, Verify};
-use crate::fetch::{Board, Engine, Registries, RegistrySource};
+use crate::fetch::{Engine, Registries, RegistrySource};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
 use crate::mount::{Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
@@ -118,8 +118,12 @@ impl Node {
         ));
         let no_progress = Duration::from_secs(config.mount.no_progress_timeout);
         let reading = ReadSettings { no_progress, readahead: config.mount.readahead };
-        let reader =
-            ReadThrough::new(Arc::clone(&store), Arc::clone(&engine), Arc::clone(&counters), reading);
+        let reader = ReadThrough::new(
+            Arc::clone(&store),
+            Arc::clone(&engine),
+            Arc::clone(&counters),
+            reading,
+        );
         let trust = Trust { registry: config.trust.index.contains(&IndexOrigin::Registry) };
         let images = Arc::new(Images::new(
             Arc::clone(&store),
@@ -277,7 +281,8 @@ fn registry_settings(config: &Config) -> registry::Settings {
 /// Ends with the first SIGTERM or SIGINT.
 async fn terminated() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

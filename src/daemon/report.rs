@@ -1,6 +1,6 @@
 //! What a node says of itself: on the control socket and in `.peersync/`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use serde_json::json;
@@ -29,18 +29,34 @@ impl Node {
         let mut all: BTreeMap<String, u64> =
             counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         all.insert("blocks_bad_in_store".into(), stats.bad_blocks);
-        let (objects, resident_bytes) = self.store.totals();
+        let (objects, resident_bytes) = self.held();
         let free_bytes = self.store.space().map_or(0, |space| space.free);
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            store: StoreInfo { path: self.store.path().into(), objects, resident_bytes, free_bytes },
+            store: StoreInfo {
+                path: self.store.path().into(),
+                objects,
+                resident_bytes,
+                free_bytes,
+            },
             bytes,
             counters: all,
             mounts: self.mounts.list().iter().map(mount_info).collect(),
             work: self.work(),
         }
+    }
+
+    /// Number of the layers' objects, and bytes of them that are here.
+    fn held(&self) -> (u64, u64) {
+        let mut objects = HashSet::new();
+        for (key, _) in self.store.layers().unwrap_or_default() {
+            let of = self.store.layer_objects(&key).unwrap_or_default();
+            objects.extend(of.into_iter().map(|(id, _)| id));
+        }
+        let bytes = objects.iter().map(|id| self.store.progress(id).resident).sum();
+        (objects.len() as u64, bytes)
     }
 
     /// The work that goes on.
@@ -68,7 +84,11 @@ impl Node {
         Ok(infos)
     }
 
-    fn layer_info(&self, key: &LayerKey, blobs: &[(Digest, IndexOrigin)]) -> Result<LayerInfo, String> {
+    fn layer_info(
+        &self,
+        key: &LayerKey,
+        blobs: &[(Digest, IndexOrigin)],
+    ) -> Result<LayerInfo, String> {
         let (first, origin) = blobs.first().ok_or("no blob of it is known")?;
         let index = self.locate(first)?;
         let progress = self.store.layer_progress(key).map_err(|e| e.to_string())?;
@@ -76,7 +96,7 @@ impl Node {
             diff_id: key.diff_id.to_string(),
             blobs: blobs.iter().map(|(digest, _)| digest.to_string()).collect(),
             compression: format!("{:?}", index.seek().compression()).to_lowercase(),
-            lazy: index.seek().is_enterable(),
+            lazy: index.seek().can_enter(),
             index: match origin {
                 IndexOrigin::Own => "self",
                 IndexOrigin::Registry => "registry",

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use futures_util::stream::{self, TryStreamExt};
 
-use super::report::{mount_info, progress};
 use super::Node;
+use super::report::{mount_info, progress};
 use crate::admin::{
-    Event, Events, Failure, FailureKind, LayerInfo, MountArgs, Progress, PullReport, Request, Service,
-    Stage,
+    Event, Events, Failure, FailureKind, LayerInfo, MountArgs, Progress, PullReport, Request,
+    Service, Stage,
 };
 use crate::fs::{Root, Slot};
 use crate::mount::{ImageError, IndexMode, Resolved};
-use crate::store::LayerKey;
+use crate::types::ObjectId;
 
 /// How often a client hears of progress.
 const TICK: Duration = Duration::from_millis(100);
@@ -37,7 +37,8 @@ impl Service for Node {
                 Request::Mount(args) => self.mount_image(args, events).await,
                 Request::Pull { image, plain_http } => self.pull(image, plain_http, events).await,
                 Request::IndexBuild { image, plain_http } => {
-                    let resolved = self.resolve(&image, plain_http, IndexMode::Auto, &events).await?;
+                    let resolved =
+                        self.resolve(&image, plain_http, IndexMode::Auto, &events).await?;
                     self.layers_of(&resolved).await
                 }
                 Request::IndexPush { image, plain_http } => {
@@ -51,6 +52,7 @@ impl Service for Node {
                     let images = self.blocking(|node| node.image_infos()).await?;
                     Ok(Event::Images { images })
                 }
+                Request::Inventory { object } => self.inventory(object, events).await,
                 Request::Layers => {
                     let layers = self.blocking(|node| node.layers()).await?;
                     Ok(Event::Layers { layers })
@@ -88,10 +90,10 @@ impl Node {
     async fn pull(self: &Arc<Self>, image: String, plain_http: bool, events: Events) -> Answer {
         let before = self.status().bytes;
         let resolved = self.resolve(&image, plain_http, IndexMode::Auto, &events).await?;
-        let work = stream::iter(resolved.blobs.iter().map(Ok)).try_for_each_concurrent(
-            LAYERS_AT_ONCE,
-            |blob| async move { self.images.complete(blob).await.map_err(failure) },
-        );
+        let work = stream::iter(resolved.blobs.clone().into_iter().map(Ok))
+            .try_for_each_concurrent(LAYERS_AT_ONCE, |blob| async move {
+                self.images.complete(&blob).await.map_err(failure)
+            });
         self.watched(work, &events).await?;
         let layers = self.layers_of(&resolved).await?;
         let Event::Layers { layers } = layers else { return Ok(layers) };
@@ -109,15 +111,25 @@ impl Node {
             image: resolved.reference,
             manifest: resolved.manifest.to_string(),
             content_bytes: layers.iter().map(|layer| layer.content_bytes).sum(),
-            bytes: self.status().bytes.into_iter().map(since).filter(|(n, _)| n != "local").collect(),
+            bytes: self
+                .status()
+                .bytes
+                .into_iter()
+                .map(since)
+                .filter(|(n, _)| n != "local")
+                .collect(),
         }))
     }
 
-    async fn index_push(self: &Arc<Self>, image: String, plain_http: bool, events: Events) -> Answer {
+    async fn index_push(
+        self: &Arc<Self>,
+        image: String,
+        plain_http: bool,
+        events: Events,
+    ) -> Answer {
         self.resolve(&image, plain_http, IndexMode::Auto, &events).await?;
         let work = self.images.push_index(&image, plain_http);
-        let (digest, bytes) =
-            self.watched(async { work.await.map_err(failure) }, &events).await?;
+        let (digest, bytes) = self.watched(async { work.await.map_err(failure) }, &events).await?;
         Ok(Event::Pushed { digest: digest.to_string(), bytes })
     }
 
@@ -129,7 +141,7 @@ impl Node {
         events: &Events,
     ) -> Result<Resolved, Failure> {
         let told = |message| events.tell(Event::Note { message });
-        let work = self.images.resolve(image, plain_http, index, told);
+        let work = self.images.resolve(image, plain_http, index, &told);
         self.watched(async { work.await.map_err(failure) }, events).await
     }
 
@@ -151,6 +163,29 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Gives a checker the inventory, line by line.
+    async fn inventory(self: &Arc<Self>, object: Option<String>, events: Events) -> Answer {
+        let failed = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Usage, error);
+        let object: Option<ObjectId> =
+            object.map(|id| id.parse()).transpose().map_err(|e| failed(&e))?;
+        self.blocking(move |node| {
+            let lines = match &object {
+                Some(object) => node.store.inventory_object(object),
+                None => node.store.inventory(),
+            };
+            let mut last = serde_json::Value::Null;
+            for line in lines {
+                let line = serde_json::to_value(&line).map_err(|e| e.to_string())?;
+                let previous = std::mem::replace(&mut last, line);
+                if !previous.is_null() && !events.send_blocking(Event::Line(previous)) {
+                    return Err("the client is gone".into());
+                }
+            }
+            Ok(Event::Line(last))
+        })
+        .await
     }
 
     async fn layers_of(self: &Arc<Self>, resolved: &Resolved) -> Answer {

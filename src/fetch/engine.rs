@@ -233,7 +233,9 @@ impl Engine {
                 for index in missing {
                     let place = located.index.place(located.number, index);
                     let key = BlockKey { object, index };
-                    if state.queue.add(key, place, class, stream_interest(stream), None) == Added::Full {
+                    if state.queue.add(key, place, class, stream_interest(stream), None)
+                        == Added::Full
+                    {
                         break;
                     }
                 }
@@ -258,6 +260,14 @@ impl Engine {
     pub async fn layer(&self, blob: Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.locator.layer(&blob)).await
+    }
+
+    /// As [`Engine::layer`], where waiting for the disk is allowed.
+    ///
+    /// # Errors
+    /// As [`Engine::layer`].
+    pub fn layer_now(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
+        self.inner.locator.layer(blob)
     }
 
     /// Takes no more wants, and fails those that wait.
@@ -375,7 +385,9 @@ impl Inner {
                 let place = index.place(*number, *block);
                 let waiter = Waiter { data: asked.data, sender };
                 match state.queue.add(key, place, asked.class, interest, Some(waiter)) {
-                    Added::Full => return Err(FetchError::Store("too much is wanted at once".into())),
+                    Added::Full => {
+                        return Err(FetchError::Store("too much is wanted at once".into()));
+                    }
                     Added::New | Added::Joined => waiting.push((*number, *block, receiver)),
                 }
             }
@@ -434,8 +446,9 @@ impl Inner {
                 let ready = |blob: &Digest| {
                     blobs.get(blob).is_some_and(|b| b.not_before.is_none_or(|at| at <= now))
                 };
-                let whole =
-                    |blob: &Digest| blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index));
+                let whole = |blob: &Digest| {
+                    blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index))
+                };
                 let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
                 let Some(blob) = state.blobs.get_mut(&run.blob) else { return };
                 blob.last_progress = now;
@@ -448,7 +461,12 @@ impl Inner {
     async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>) {
         debug!(blob = %run.blob, stream = ?run.stream, class = ?run.class, "run");
         let whole = self.source.is_sequential(&index);
-        let sink = Arc::new(RunSink { inner: Arc::clone(&self), index: Arc::clone(&index), run: run.id, whole });
+        let sink = Arc::new(RunSink {
+            inner: Arc::clone(&self),
+            index: Arc::clone(&index),
+            run: run.id,
+            whole,
+        });
         let result = self.source.fetch(index, run.stream, sink).await;
         let mut failed = Vec::new();
         let mut retry = None;

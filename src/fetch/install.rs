@@ -1,9 +1,11 @@
 //! Taking a layer index into the store, from wherever it came.
 
+use bytes::Bytes;
+
 use crate::layer::blocks;
 use crate::layer::root::LayerRoot;
 use crate::layer::seek::SeekTable;
-use crate::layer::skeleton::Layout;
+use crate::layer::skeleton::Skeleton;
 use crate::layer::tree::{NodeIx, NodeKind, Tree};
 use crate::store::{BlobRecord, IndexOrigin, LayerKey, NewLayer, Store};
 use crate::types::{BlockHash, ObjectId, ObjectSpec};
@@ -32,28 +34,38 @@ pub enum InstallError {
 ///
 /// # Errors
 /// [`InstallError::Invalid`].
-pub fn check(root: &LayerRoot, parts: &IndexParts) -> Result<(Tree, Vec<ObjectSpec>), InstallError> {
-    let invalid = |reason: String| InstallError::Invalid { layer: root.blob, reason };
+pub fn check(
+    root: &LayerRoot,
+    parts: &IndexParts,
+) -> Result<(Tree, Vec<ObjectSpec>), InstallError> {
+    let invalid = |reason: String| InstallError::Invalid { layer: root.body().blob, reason };
     let [tree, list, seek, skeleton] = parts;
     let tree = Tree::open(tree.clone()).map_err(|e| invalid(format!("tree: {e}")))?;
     let specs = blocks::decode(list).map_err(|e| invalid(e.to_string()))?;
-    let seek = SeekTable::open(seek.clone()).map_err(|e| invalid(e.to_string()))?;
-    let layout = Layout::decode(skeleton).map_err(|e| invalid(e.to_string()))?;
+    let seek = Bytes::copy_from_slice(seek);
+    let seek = SeekTable::decode(&seek).map_err(|e| invalid(e.to_string()))?;
+    let skeleton = Bytes::copy_from_slice(skeleton);
+    let skeleton = Skeleton::decode(&skeleton).map_err(|e| invalid(e.to_string()))?;
+    let (layout, body) = (skeleton.layout(), root.body());
     let same_objects = tree.objects().len() == specs.len()
-        && tree.objects().zip(&specs).all(|((id, length), spec)| {
-            id == spec.id() && length == spec.length()
-        });
+        && tree
+            .objects()
+            .zip(&specs)
+            .all(|((id, length), spec)| id == spec.id() && length == spec.length());
     if !same_objects {
         return Err(invalid("tree and blocks list different objects".into()));
     }
-    if seek.blob_length() != root.blob_size {
+    if seek.blob_length() != body.blob_size {
         return Err(invalid("the seek table is of a blob of another length".into()));
     }
-    if seek.stream_length() != root.stream_length || layout.stream_length() != root.stream_length {
+    if seek.stream_length() != body.stream_length || layout.stream_length() != body.stream_length {
         return Err(invalid("the parts are of streams of different lengths".into()));
     }
-    let lengths: Vec<u64> = specs.iter().map(ObjectSpec::length).collect();
-    if !layout.covers(&lengths) {
+    let held = |(number, spec): (u32, &ObjectSpec)| {
+        let ranges = layout.stream_ranges(number, 0..spec.length());
+        ranges.iter().map(|r| r.len).sum::<u64>() == spec.length()
+    };
+    if !(0..).zip(&specs).all(held) {
         return Err(invalid("the skeleton does not hold the objects' content".into()));
     }
     Ok((tree, specs))
@@ -77,18 +89,19 @@ pub fn install(
         ids.push(store.put_object(part).map_err(|e| failed(&e))?);
     }
     let contents = store.add_objects(&specs).map_err(|e| failed(&e))?;
-    let key = LayerKey { diff_id: root.diff_id, path: root.path.clone() };
+    let body = root.body();
+    let key = LayerKey { diff_id: body.diff_id, path: body.path.clone() };
     let layer = NewLayer { tree: ids[0], blocks: ids[1], parts: &ids, contents: &contents };
     let slot = store.add_layer(&key, &layer).map_err(|e| failed(&e))?;
     let record = BlobRecord { root: root.encode(), layer: key.clone(), origin };
-    store.put_blob(&root.blob, &record).map_err(|e| failed(&e))?;
+    store.put_blob(&body.blob, &record).map_err(|e| failed(&e))?;
     store.add_contents(files(&tree)).map_err(|e| failed(&e))?;
     Ok((key, slot))
 }
 
 /// Whole contents by which other layers' bundles can be put together.
 fn files(tree: &Tree) -> impl Iterator<Item = (BlockHash, ObjectId, u64, u64)> + '_ {
-    (0..tree.len() as u32)
+    (0..tree.len())
         .map(NodeIx)
         .filter(|ix| tree.kind(*ix) == Some(NodeKind::File))
         .filter_map(|ix| tree.file(ix))

@@ -5,7 +5,7 @@
 //! Every block that passes whole is given on.
 
 use std::collections::HashSet;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -80,7 +80,7 @@ impl BlockSource for Registries {
     }
 
     fn is_sequential(&self, index: &LayerIndex) -> bool {
-        !index.seek().is_enterable() || self.0.no_ranges().contains(index.blob())
+        !index.seek().can_enter() || self.0.no_ranges().contains(index.blob())
     }
 }
 
@@ -94,48 +94,50 @@ struct RunIn<'a> {
 
 impl RunIn<'_> {
     async fn fetch(&self, stream: Range<u64>) -> Result<(), SourceError> {
-        let (seek, blob) = (self.index.seek(), self.index.blob());
-        let mut decoder = self.decoder(stream.clone())?;
-        // The first range ends where the run's end is likely to be; what it
-        // lacks is asked for up to where it is certain.
-        let mut to = seek.blob_end_estimate(stream.end);
+        let blob = self.index.blob();
+        let Some((mut decoder, mut to)) = self.decoder(stream.clone())? else { return Ok(()) };
         loop {
-            let from = decoder.span.blob_position();
+            let from = decoder.blob.start;
             if from >= to {
-                to = seek.blob_end(stream.end);
+                // The estimate was short.
+                to = decoder.blob.end;
             }
             if from >= to {
                 let message = format!("layer {blob}: the blob ends before its index says");
                 return Err(SourceError::Corrupt(message));
             }
-            let whole = from == 0 && to == seek.blob_length();
+            let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
             let answer = self.origin.open_blob(blob, range).await.map_err(source_error)?;
             if !answer.facts().range_honoured {
-                // The stream begins at the blob's start: so does the decoder. All
+                // The answer begins at the blob's start: so does the decoder. All
                 // that passes is kept, and the blob is not asked for in parts again.
                 self.source.no_ranges().insert(*blob);
-                decoder = self.decoder(0..stream.end)?;
+                let Some((anew, _)) = self.decoder(0..stream.end)? else { return Ok(()) };
+                decoder = anew;
+                to = decoder.blob.end;
             }
-            let limit = if answer.facts().range_honoured { to } else { seek.blob_length() };
-            decoder = decoder.take(answer, limit, &self.source.counters).await?;
+            decoder = decoder.take(answer, to, &self.source.counters).await?;
             if decoder.done {
                 return Ok(());
             }
         }
     }
 
-    fn decoder(&self, stream: Range<u64>) -> Result<Decoder, SourceError> {
-        let span = SpanDecoder::new(self.index.seek(), stream.start).map_err(corrupt)?;
-        Ok(Decoder {
+    /// A decoder for a stretch of the stream, and where its bytes in the blob
+    /// are likely to end. `None` for an empty stretch.
+    fn decoder(&self, stream: Range<u64>) -> Result<Option<(Decoder, u64)>, SourceError> {
+        let Some((span, likely)) = self.index.span(stream.clone()) else { return Ok(None) };
+        let decoder = Decoder {
             index: Arc::clone(self.index),
             sink: Arc::clone(self.sink),
             cut: None,
-            span,
-            end: stream.end,
-            done: stream.is_empty(),
-        })
+            span: SpanDecoder::new(self.index.seek(), &span).map_err(corrupt)?,
+            blob: span.blob,
+            done: false,
+        };
+        Ok(Some((decoder, likely)))
     }
 }
 
@@ -145,8 +147,8 @@ struct Decoder {
     sink: Arc<dyn BlockSink>,
     span: SpanDecoder,
     cut: Option<CutState>,
-    /// End of the run in the stream.
-    end: u64,
+    /// What of the blob is still to be fed, at most.
+    blob: Range<u64>,
     /// All of the run has been decoded, or nobody wants the rest.
     done: bool,
 }
@@ -195,30 +197,24 @@ impl Decoder {
     fn decode(mut self, mut chunks: mpsc::Receiver<Bytes>) -> Result<Self, SourceError> {
         let index = Arc::clone(&self.index);
         let sink = Arc::clone(&self.sink);
-        let start = self.span.stream_position();
+        let start = self.span.stream_offset();
         let needs = |object, block| sink.needs(object, block);
         let mut cut = match self.cut.take() {
             Some(cut) => Assembler::resume(index.specs(), index.stretches(start), cut, needs),
             None => Assembler::new(index.specs(), index.stretches(start), start, needs),
         };
         let mut wrong = None;
-        while let Some(chunk) = chunks.blocking_recv() {
-            let flow = self.span.feed(&chunk, &mut |bytes| {
-                let room = self.end.saturating_sub(cut.position());
-                let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-                cut.feed(bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
-                if wrong.is_some() || cut.position() >= self.end {
-                    return ControlFlow::Break(());
+        while let Some(mut chunk) = chunks.blocking_recv() {
+            self.blob.start += chunk.len() as u64;
+            while let Some(bytes) = self.span.feed(&mut chunk).map_err(corrupt)? {
+                cut.feed(&bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
+                if let Some(error) = wrong.take() {
+                    return Err(error);
                 }
-                sink.progress(cut.position())
-            });
-            let flow = flow.map_err(corrupt)?;
-            if let Some(error) = wrong.take() {
-                return Err(error);
-            }
-            if flow.is_break() {
-                self.done = true;
-                return Ok(self);
+                if self.span.remaining() == 0 || sink.progress(cut.position()).is_break() {
+                    self.done = true;
+                    return Ok(self);
+                }
             }
         }
         self.cut = Some(cut.pause());
@@ -228,7 +224,8 @@ impl Decoder {
 
 /// Verifies a block and gives it on.
 fn keep(index: &LayerIndex, sink: &dyn BlockSink, raw: RawBlock, wrong: &mut Option<SourceError>) {
-    let Some(entry) = index.specs().get(raw.object as usize).and_then(|s| s.block(raw.index)) else {
+    let Some(entry) = index.specs().get(raw.object as usize).and_then(|s| s.block(raw.index))
+    else {
         return;
     };
     match VerifiedBlock::verify(raw.data, &entry.hash) {

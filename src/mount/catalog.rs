@@ -245,7 +245,7 @@ impl Catalog for NodeCatalog {
     fn changed(&self) -> Timestamp {
         let last = self.images.changed().max(self.started);
         let since = last.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() }
+        Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() }
     }
 
     fn status_names(&self) -> &[&'static str] {

@@ -7,19 +7,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ed25519_dalek::SigningKey;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::catalog::view_name;
 use super::index::{Offered, export};
 use super::origins::Repositories;
 use crate::fetch::{Board, Engine, FetchError, FirstPass, PassError, WorkKind};
 use crate::oci::{
-    Artifact, Image, ImageSource, LayerDescriptor, Reference, Source, SourceError, Target, Trouble,
+    Artifact, Image, ImageSource, LayerDescriptor, Reference, Source, SourceError, Trouble,
     chain_ids,
 };
-use crate::store::{ImageRecord, IndexOrigin, LayerKey, Store};
+use crate::store::{ImageRecord, LayerKey, Store};
 use crate::telemetry::Counters;
 use crate::types::Digest;
+
+/// Hears what a person should know.
+pub type Told<'a> = dyn Fn(String) + Send + Sync + 'a;
 
 /// Layers of one image that are prepared at the same time.
 const LAYERS_AT_ONCE: usize = 4;
@@ -86,7 +89,9 @@ pub enum ImageError {
     #[error("{0}")]
     Corrupt(String),
     /// No index, and none was to be built.
-    #[error("layer {0} has no index, and `--index require` forbids the first pass that would make one")]
+    #[error(
+        "layer {0} has no index, and `--index require` forbids the first pass that would make one"
+    )]
     NoIndex(Digest),
     /// The local store failed.
     #[error("store: {0}")]
@@ -154,9 +159,10 @@ impl Images {
         image: &str,
         plain_http: bool,
         index: IndexMode,
-        told: impl Fn(String),
+        told: &Told<'_>,
     ) -> Result<Resolved, ImageError> {
-        let source: Source = image.parse().map_err(|e| ImageError::Name(format!("{image}: {e}")))?;
+        let source: Source =
+            image.parse().map_err(|e| ImageError::Name(format!("{image}: {e}")))?;
         let reference = full_name(&source);
         let (source, target) = self.repositories.open(&source, plain_http)?;
         let image = match Image::load(&*source, &target, None).await {
@@ -171,8 +177,11 @@ impl Images {
         };
         let offered = self.offered(&image, &*source, index).await?;
         let offered = offered.as_ref();
-        let layers: Vec<LayerKey> = stream::iter(image.layers.iter())
-            .map(|layer| self.prepare(layer, &source, offered, index, &told))
+        let layers: Vec<LayerKey> = stream::iter(image.layers.clone())
+            .map(|layer| {
+                let source = Arc::clone(&source);
+                async move { self.prepare(&layer, &source, offered, index, told).await }
+            })
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
@@ -184,7 +193,7 @@ impl Images {
     /// # Errors
     /// [`ImageError`].
     pub async fn resolve_path(&self, path: &str) -> Result<u32, ImageError> {
-        let resolved = self.resolve(path, false, IndexMode::Auto, |note| info!("{note}")).await?;
+        let resolved = self.resolve(path, false, IndexMode::Auto, &|note| info!("{note}")).await?;
         Ok(resolved.view)
     }
 
@@ -206,7 +215,11 @@ impl Images {
     ///
     /// # Errors
     /// [`ImageError`].
-    pub async fn push_index(&self, image: &str, plain_http: bool) -> Result<(Digest, u64), ImageError> {
+    pub async fn push_index(
+        &self,
+        image: &str,
+        plain_http: bool,
+    ) -> Result<(Digest, u64), ImageError> {
         let name: Source = image.parse().map_err(|e| ImageError::Name(format!("{image}: {e}")))?;
         let (source, target) = self.repositories.open(&name, plain_http)?;
         let image = Image::load(&*source, &target, None).await?;
@@ -281,7 +294,7 @@ impl Images {
         source: &Arc<dyn ImageSource>,
         offered: Option<&Offered>,
         index: IndexMode,
-        told: &impl Fn(String),
+        told: &Told<'_>,
     ) -> Result<LayerKey, ImageError> {
         let lock = self.lock_of(&layer.digest);
         let guard = lock.lock().await;
@@ -299,7 +312,7 @@ impl Images {
         source: &Arc<dyn ImageSource>,
         offered: Option<&Offered>,
         index: IndexMode,
-        told: &impl Fn(String),
+        told: &Told<'_>,
     ) -> Result<LayerKey, ImageError> {
         if let Some(key) = self.indexed(layer)? {
             return Ok(key);
@@ -331,10 +344,10 @@ impl Images {
     async fn tell_if_sequential(
         &self,
         layer: &LayerDescriptor,
-        told: &impl Fn(String),
+        told: &Told<'_>,
     ) -> Result<(), ImageError> {
         if let Some(index) = self.engine.layer(layer.digest).await?
-            && !index.seek().is_enterable()
+            && !index.seek().can_enter()
         {
             told(format!(
                 "layer {} is one single zstd frame: a registry can only be read through it from \
@@ -393,7 +406,8 @@ fn write(
     let mut slots = Vec::with_capacity(layers.len());
     for (key, chain) in layers.iter().zip(chains) {
         let layer = store_of.layer(key).map_err(store)?;
-        let layer = layer.ok_or_else(|| ImageError::Store(format!("layer {} is gone", key.diff_id)))?;
+        let layer =
+            layer.ok_or_else(|| ImageError::Store(format!("layer {} is gone", key.diff_id)))?;
         slots.push(layer.slot);
         store_of.put_chain(chain, &slots).map_err(store)?;
     }

@@ -42,7 +42,8 @@ impl Mounts {
     ) -> Result<Mounted, MountError> {
         // The table is locked until the mount is in it: its end may come first.
         let mut guard = self.table();
-        let (table, changed, at) = (Arc::clone(&self.table), Arc::clone(&self.changed), dir.to_owned());
+        let (table, changed, at) =
+            (Arc::clone(&self.table), Arc::clone(&self.changed), dir.to_owned());
         let on_end = move || {
             lock(&table).remove(&at);
             info!(dir = %at.display(), "unmounted");

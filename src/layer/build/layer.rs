@@ -31,6 +31,9 @@ pub enum BuildObject {
     File(u32),
 }
 
+/// Content that is in no block yet: of which object, from which byte on, the bytes.
+pub type Tails = Vec<(BuildObject, u64, Bytes)>;
+
 /// Whatever a [`Sink`] fails with.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -276,7 +279,7 @@ impl LayerBuilder {
     /// Content that was taken and is in no block yet: at most one piece of the
     /// bundle and one of a large file, each shorter than a block, with its
     /// offset. To be kept beside a checkpoint.
-    pub fn tails(&self) -> Vec<(BuildObject, u64, Bytes)> {
+    pub fn tails(&self) -> Tails {
         let own = match &self.file {
             Some(OpenFile { place: Place::Own(cutter), .. }) => cutter.open(),
             _ => None,

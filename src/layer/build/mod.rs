@@ -22,6 +22,6 @@ mod tests;
 
 pub use decompress::{DecodeLimits, Decoded, DecompressError, Decompressed, Decompressor};
 pub use layer::{
-    BuildError, BuildObject, BuiltLayer, Expected, LayerBuilder, NullSink, Sink, SinkError,
+    BuildError, BuildObject, BuiltLayer, Expected, LayerBuilder, NullSink, Sink, SinkError, Tails,
 };
 pub use replay::Replay;

@@ -22,8 +22,7 @@ use crate::store::device::{Device, Kind, LockGuard, Mode, RealDevice, is_full, r
 use crate::store::format::keys;
 use crate::store::format::layout::{
     CONTROL_SOCKET, FORMAT_FILE, FORMAT_TEMP, FORMAT_VERSION, LOCK_FILE, META_FILE, OBJECTS_DIR,
-    OWNER_LOG,
-    QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, format_text, parse_format,
+    OWNER_LOG, QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, format_text, parse_format,
 };
 use crate::store::format::records::{Session, VerifiedMark};
 use crate::store::format::tables::Table;
