@@ -148,7 +148,7 @@ impl RunIn<'_> {
             let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
-            let answer = self.origin.open_blob(blob, range).await.map_err(source_error)?;
+            let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
                 // The answer begins at the blob's start: so does the decoder. All
                 // that passes is kept, and the blob is not asked for in parts again.
@@ -231,7 +231,7 @@ impl Decoder {
             let mut chunk = match answer.next().await {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(error)) => {
-                    broken = Some(source_error(error));
+                    broken = Some(source_error(&error));
                     break;
                 }
                 None => break,
@@ -309,7 +309,7 @@ fn corrupt(error: SpanError) -> SourceError {
     SourceError::Corrupt(error.to_string())
 }
 
-fn source_error(error: crate::oci::SourceError) -> SourceError {
+fn source_error(error: &crate::oci::SourceError) -> SourceError {
     let message = error.to_string();
     match error.trouble() {
         Trouble::Busy | Trouble::Transient => SourceError::Transient(message),

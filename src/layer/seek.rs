@@ -312,7 +312,8 @@ impl SeekTableBuilder {
         match compression {
             Compression::Plain => points.clear(),
             _ => {
-                points.retain(|p| p.blob == 0 || (p.stream < stream_length && p.blob < blob_length))
+                points
+                    .retain(|p| p.blob == 0 || (p.stream < stream_length && p.blob < blob_length));
             }
         }
         SeekTable { compression, blob_length, stream_length, points }
