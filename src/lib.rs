@@ -8,7 +8,15 @@ pub mod store;
 pub mod types;
 
 #[cfg(feature = "node")]
+pub mod admin;
+#[cfg(feature = "node")]
 pub mod blocks;
+#[cfg(feature = "node")]
+pub mod cli;
+#[cfg(feature = "node")]
+pub mod config;
+#[cfg(feature = "node")]
+pub mod daemon;
 #[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
@@ -16,4 +24,8 @@ pub mod fs;
 #[cfg(feature = "node")]
 pub mod fuse;
 #[cfg(feature = "node")]
+pub mod mount;
+#[cfg(feature = "node")]
 pub mod oci;
+#[cfg(feature = "node")]
+pub mod telemetry;

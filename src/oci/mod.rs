@@ -1,1 +1,42 @@
 //! Images in registries and OCI layouts.
+//!
+//! A [`Source`] is what people write; it opens to an [`ImageSource`], of which
+//! there are two: a repository of a registry ([`RegistryClient`]) and a
+//! directory ([`Layout`]). [`Image::load`] turns a name into a list of layers.
+//!
+//! What comes from a source is hostile: documents are bounded, verified and
+//! parsed by pure functions ([`Manifest::parse`], [`ImageConfig::parse`]);
+//! blobs are handed on as they come, for the caller to verify. Nothing here
+//! knows what is inside a layer, or where anything is kept.
+
+mod credentials;
+mod document;
+mod error;
+mod image;
+mod layout;
+pub mod media;
+mod platform;
+mod reference;
+mod referrer;
+pub mod registry;
+mod resume;
+mod retry;
+mod secret;
+mod source;
+
+pub use credentials::{AuthFile, CredentialError, Credentials, Login};
+pub use document::{
+    BLOB_MAX, DOCUMENT_MAX, Descriptor, Document, DocumentError, INDEX_MAX, ImageConfig,
+    ImageManifest, Index, LAYERS_MAX, Manifest,
+};
+pub use error::{RegistryError, SourceError, Trouble};
+pub use image::{Image, LayerDescriptor, TITLE, chain_ids, layers};
+pub use layout::{Layout, LayoutError, REF_NAME};
+pub use platform::{Platform, PlatformError};
+pub use reference::{DEFAULT_DOMAIN, DEFAULT_TAG, Reference, ReferenceError};
+pub use referrer::{Artifact, EMPTY_CONFIG};
+pub use registry::{Registry, RegistryClient};
+pub use resume::ResumingBlob;
+pub use retry::{RetryPolicy, parse_retry_after};
+pub use secret::Secret;
+pub use source::{BlobFacts, BlobStream, ImageSource, Source, SourceNameError, Target};

@@ -1,0 +1,299 @@
+//! What is said on the control socket.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::mount::IndexMode;
+
+/// The socket's name in the store's directory.
+pub const SOCKET: &str = "control.sock";
+
+/// Asks the owner of a store for something.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// Is anybody there?
+    Ping,
+    /// Mount an image; answers [`Event::Mounted`] when the mount answers.
+    Mount(MountArgs),
+    /// Fetch all of an image; answers [`Event::Pulled`].
+    Pull {
+        /// The image.
+        image: String,
+        /// Hosts besides loopback that are spoken to in plain HTTP.
+        plain_http: bool,
+    },
+    /// Answers [`Event::Images`].
+    Images,
+    /// Answers [`Event::Layers`].
+    Layers,
+    /// Answers [`Event::Status`].
+    Status,
+    /// Make sure that every layer of the image has an index; answers [`Event::Layers`].
+    IndexBuild {
+        /// The image.
+        image: String,
+        /// As in [`Request::Pull`].
+        plain_http: bool,
+    },
+    /// Write the index beside the image as a referrer; answers [`Event::Pushed`].
+    IndexPush {
+        /// The image.
+        image: String,
+        /// As in [`Request::Pull`].
+        plain_http: bool,
+    },
+    /// What the objects of the store are and which blocks are there: lines as
+    /// `store::format::inventory` describes them.
+    Inventory {
+        /// One object only: 64 hexadecimal digits.
+        #[serde(default)]
+        object: Option<String>,
+    },
+}
+
+/// What to mount, where and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountArgs {
+    /// A reference, or `oci:DIR[:tag]` with an absolute directory.
+    pub image: String,
+    /// The mount point, absolute.
+    pub dir: PathBuf,
+    /// As in [`Request::Pull`].
+    pub plain_http: bool,
+    /// Where indexes may come from.
+    pub index: IndexMode,
+    /// Honour setuid bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+}
+
+/// What the owner answers; the last line is one that ends the request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Work goes on.
+    Progress(Progress),
+    /// Something that a person should know.
+    Note {
+        /// One sentence.
+        message: String,
+    },
+    /// The owner is there.
+    Pong {
+        /// Its process.
+        pid: u32,
+    },
+    /// The mount answers.
+    Mounted(MountInfo),
+    /// The image is here.
+    Pulled(PullReport),
+    /// What images are known.
+    Images {
+        /// By name.
+        images: Vec<ImageInfo>,
+    },
+    /// What layers are known.
+    Layers {
+        /// In order of their slots, or of the image.
+        layers: Vec<LayerInfo>,
+    },
+    /// How the node is.
+    Status(Box<Status>),
+    /// The index is in the registry.
+    Pushed {
+        /// Digest of the referrer's manifest.
+        digest: String,
+        /// Bytes of all its blobs.
+        bytes: u64,
+    },
+    /// The request failed.
+    Failed(Failure),
+    /// A line of the inventory, which has a form of its own.
+    #[serde(untagged)]
+    Line(serde_json::Value),
+}
+
+impl Event {
+    /// Whether the request is answered with this.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Progress(_) | Self::Note { .. })
+    }
+}
+
+/// How far work on one layer is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The layer's blob digest.
+    pub layer: String,
+    /// What is being done.
+    pub stage: Stage,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// What is done to a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Its first pass: every byte of the blob is read once.
+    FirstPass,
+    /// Its missing content is fetched.
+    Fetch,
+    /// Its index is written to the registry.
+    Push,
+    /// All of it is here.
+    Complete,
+}
+
+/// A mount that answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// The image as it was asked for; the daemon's whole tree has none.
+    pub image: Option<String>,
+    /// Where.
+    pub dir: PathBuf,
+    /// The process that serves it.
+    pub pid: u32,
+}
+
+/// Where the bytes of a pull came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullReport {
+    /// The image.
+    pub image: String,
+    /// Its manifest.
+    pub manifest: String,
+    /// Uncompressed bytes of all its content.
+    pub content_bytes: u64,
+    /// Counters that changed, by name.
+    pub bytes: BTreeMap<String, u64>,
+}
+
+/// A known image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Its reference.
+    pub image: String,
+    /// Its manifest's digest.
+    pub manifest: String,
+    /// Its layers' diffIDs.
+    pub layers: Vec<String>,
+    /// Uncompressed bytes of its content.
+    pub content_bytes: u64,
+    /// Bytes of it that are here.
+    pub resident_bytes: u64,
+    /// When its name was last looked up, in seconds since 1970.
+    pub resolved_at: u64,
+}
+
+/// A known layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerInfo {
+    /// The digest of its uncompressed stream; of the blob for what is not a tar.
+    pub diff_id: String,
+    /// The blobs it is known as.
+    pub blobs: Vec<String>,
+    /// `gzip`, `zstd`, `plain`.
+    pub compression: String,
+    /// Whether a registry can be asked for a part of it: a gzip or plain layer,
+    /// and a zstd layer of several frames.
+    pub lazy: bool,
+    /// Where the index came from: `self` or `registry`.
+    pub index: String,
+    /// Bytes of its index.
+    pub index_bytes: u64,
+    /// Files, directories and other nodes.
+    pub nodes: u64,
+    /// Uncompressed bytes of its content.
+    pub content_bytes: u64,
+    /// Bytes of it that are here.
+    pub resident_bytes: u64,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// PeerSync's version.
+    pub version: String,
+    /// The owner's process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The store.
+    pub store: StoreInfo,
+    /// Bytes by source since the owner started: `registry`, `index`, `dedup`, `local`.
+    pub bytes: BTreeMap<String, u64>,
+    /// All counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// What is mounted.
+    pub mounts: Vec<MountInfo>,
+    /// Layers on which work goes on.
+    pub work: Vec<Progress>,
+}
+
+/// How full a store is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreInfo {
+    /// Where.
+    pub path: PathBuf,
+    /// Objects.
+    pub objects: u64,
+    /// Bytes of blocks that are here.
+    pub resident_bytes: u64,
+    /// Bytes free on its file system.
+    pub free_bytes: u64,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For the exit code.
+    pub kind: FailureKind,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+/// Classes of failure; each has an exit code of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The request itself makes no sense.
+    Usage,
+    /// The image, tag or layer does not exist.
+    NotFound,
+    /// The registry asks for credentials, or refuses them.
+    Denied,
+    /// The registry can't be reached or does not answer.
+    Unreachable,
+    /// What came is not what its digest or format says.
+    Corrupt,
+    /// Anything else.
+    Failed,
+}
+
+impl Failure {
+    /// A failure with a message.
+    pub fn new(kind: FailureKind, message: impl std::fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+}
+
+impl FailureKind {
+    /// The exit code of a command that fails so.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Denied => 4,
+            Self::Unreachable => 5,
+            Self::Corrupt => 6,
+        }
+    }
+}

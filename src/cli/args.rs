@@ -1,0 +1,192 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::mount::IndexMode;
+
+/// Use container images and model weights before they are downloaded.
+#[derive(Parser)]
+#[command(name = "peersync", version, about, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
+pub(super) struct Args {
+    /// Directory of the block store.
+    ///
+    /// One process owns a store; every other command on it goes through that
+    /// process. Default: store.path of the configuration for root, and
+    /// $XDG_DATA_HOME/peersync (~/.local/share/peersync) for everybody else.
+    #[arg(long, global = true, value_name = "DIR", env = "PEERSYNC_STORE")]
+    pub(super) store: Option<PathBuf>,
+    /// Configuration file [default: /etc/peersync/config.toml where it exists].
+    #[arg(long, global = true, value_name = "FILE", env = "PEERSYNC_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Say more: -v for information, -vv for debugging.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Write results and errors as JSON.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const LONG_ABOUT: &str = "\
+Use container images and model weights before they are downloaded.
+
+An unmodified image (tar+gzip, tar+zstd, plain tar, eStargz, zstd:chunked, or raw model weights) \
+becomes a file tree at once; reads fetch just the blocks that they touch, verified against their \
+hashes, and keep them in a local store.
+
+An image is named as Docker names it (alpine, ghcr.io/owner/name:tag, host:5000/name@sha256:...), \
+or is a tag in an OCI layout directory: oci:DIR[:tag].";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  the command line or the configuration is wrong
+  3  no such image, tag or layer
+  4  the registry asks for credentials or refuses them
+  5  the registry can't be reached
+  6  what came is not what its digest or format says
+
+Examples:
+  peersync mount docker.io/library/debian:12 /mnt/debian
+  ls /mnt/debian/etc
+  peersync umount /mnt/debian
+
+  peersync --store /tmp/s mount oci:./layout:v1 /mnt/x
+  peersync index push registry.example/team/app:1   # lazy for everybody from now on";
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Mount an image as a directory.
+    ///
+    /// Returns when the mount answers. With an index (one that a registry
+    /// holds beside the image, or that an earlier mount made) that is before any
+    /// content is fetched. Without one, every layer is read once in a stream,
+    /// with its progress shown; what has passed is kept and not fetched again,
+    /// also when the pass is interrupted.
+    Mount(Mount),
+    /// Take a mount away.
+    Umount {
+        /// The mount point.
+        dir: PathBuf,
+        /// Detach it now, and end it when its last user is gone.
+        #[arg(short, long)]
+        lazy: bool,
+    },
+    /// Fetch all of an image into the store.
+    Pull {
+        /// The image.
+        image: String,
+        /// Speak plain HTTP to the image's registry (loopback: without asking).
+        #[arg(long)]
+        plain_http: bool,
+    },
+    /// List the images that the store knows.
+    Images,
+    /// List the layers that the store knows, and how much of each is here.
+    Layers,
+    /// Show what the store holds, what is mounted and where bytes came from.
+    Status,
+    /// Build, publish and show layer indexes.
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Serve the whole tree at mount.path, in the foreground.
+    ///
+    /// `ls /mnt/peersync/layers` shows the layers; looking up
+    /// `/mnt/peersync/images/<reference>` resolves and mounts that image. Logs go
+    /// to standard error; systemd is told when the daemon is ready.
+    Daemon,
+    /// Own the store for as long as something is mounted or asked for.
+    #[command(hide = true)]
+    Serve,
+    /// Write a completion script for a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum IndexCommand {
+    /// Make sure that every layer of an image has an index.
+    Build {
+        /// The image.
+        image: String,
+        /// Speak plain HTTP to the image's registry (loopback: without asking).
+        #[arg(long)]
+        plain_http: bool,
+    },
+    /// Write the index beside the image, as an OCI referrer.
+    ///
+    /// The image itself is not changed. From then on a mount of the image on any
+    /// machine answers before content is fetched.
+    Push {
+        /// The image.
+        image: String,
+        /// Speak plain HTTP to the image's registry (loopback: without asking).
+        #[arg(long)]
+        plain_http: bool,
+    },
+    /// Show the index of an image that the store knows.
+    Show {
+        /// The image.
+        image: String,
+    },
+}
+
+#[derive(ClapArgs)]
+pub(super) struct Mount {
+    /// The image: a reference, or oci:DIR[:tag].
+    pub(super) image: String,
+    /// The directory to mount on; it must exist.
+    pub(super) dir: PathBuf,
+    /// Stay, and take the mount away on Ctrl-C.
+    #[arg(short, long)]
+    pub(super) foreground: bool,
+    /// Mount options, separated by commas: suid, dev, ro. Without suid and dev,
+    /// setuid bits and device nodes of the image give nobody any rights.
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    pub(super) options: Vec<MountOption>,
+    /// Speak plain HTTP to the image's registry (loopback: without asking).
+    #[arg(long)]
+    pub(super) plain_http: bool,
+    /// Where the layers' indexes come from.
+    ///
+    /// auto: from the registry where it has one, else built in one pass;
+    /// never: always built here; require: fail rather than read the whole image.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) index: IndexMode,
+}
+
+/// What can stand behind `-o`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum MountOption {
+    /// Honour setuid bits (root only).
+    Suid,
+    /// Honour device nodes (root only).
+    Dev,
+    /// Read-only: always so.
+    Ro,
+    /// The default.
+    Nosuid,
+    /// The default.
+    Nodev,
+}
+
+/// Writes a completion script to standard output.
+pub(super) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "peersync", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

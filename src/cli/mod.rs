@@ -1,0 +1,53 @@
+//! The command line: one file for each group of commands.
+
+mod args;
+mod daemon;
+mod exit;
+mod list;
+mod mount;
+mod owner;
+mod progress;
+mod pull;
+
+use clap::Parser;
+
+pub use exit::Exit;
+
+use args::{Args, Command, IndexCommand};
+use owner::Owner;
+
+/// Runs the command that the process was started with and gives its exit code.
+pub fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let json = args.json;
+    match run(args) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(exit) => exit.report(json),
+    }
+}
+
+fn run(args: Args) -> Result<(), Exit> {
+    if let Command::Completions { shell } = args.command {
+        args::completions(shell);
+        return Ok(());
+    }
+    let owner = Owner::from_args(&args)?;
+    match args.command {
+        Command::Mount(mount) => mount::mount(&owner, &mount),
+        Command::Umount { dir, lazy } => mount::umount(&dir, lazy),
+        Command::Pull { image, plain_http } => pull::pull(&owner, &image, plain_http),
+        Command::Images => list::images(&owner),
+        Command::Layers => list::layers(&owner),
+        Command::Status => list::status(&owner),
+        Command::Index(IndexCommand::Build { image, plain_http }) => {
+            pull::index_build(&owner, &image, plain_http)
+        }
+        Command::Index(IndexCommand::Push { image, plain_http }) => {
+            pull::index_push(&owner, &image, plain_http)
+        }
+        Command::Index(IndexCommand::Show { image }) => list::index_show(&owner, &image),
+        Command::Daemon => daemon::daemon(&owner),
+        Command::Serve => daemon::serve(&owner),
+        Command::Completions { .. } => Ok(()),
+    }
+}

@@ -1,0 +1,259 @@
+//! An object in memory: its blocks, which of them are there, its open file.
+//!
+//! There is at most one `Entry` of an object at a time, so its bits are the
+//! truth; see [`super::cache`].
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::bits::Bits;
+use crate::store::device::{Device, DeviceFile, Mode, Stat, read_whole};
+use crate::store::format::bits as bitmap;
+use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::records::{ObjectRecord, VerifiedMark};
+use crate::types::{ObjectId, ObjectSpec};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: ObjectId,
+    pub(super) spec: Arc<ObjectSpec>,
+    /// Blocks whose bytes are in the file.
+    pub(super) present: Bits,
+    /// Blocks whose bytes were verified since the store was opened, or are
+    /// vouched for by a mark.
+    pub(super) verified: Bits,
+    /// Held for reading while the file is read or written, for writing while
+    /// it is made, replaced or removed.
+    file: RwLock<FileSlot>,
+    pub(super) disk: Mutex<DiskState>,
+    /// Used since the clock's hand last passed.
+    pub(super) touched: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct FileSlot {
+    /// The data file, if it is open.
+    pub(super) handle: Option<Arc<dyn DeviceFile>>,
+    /// The object was removed from the store; look it up again.
+    pub(super) gone: bool,
+}
+
+/// What the disk says of an object.
+#[derive(Debug, Default)]
+pub(super) struct DiskState {
+    /// The record says complete.
+    pub(super) complete: bool,
+    /// Bits that the bitmap file has; meaningless if `complete`.
+    pub(super) durable: Vec<u64>,
+    /// The bitmap file has a right header, and lines where `durable` says.
+    pub(super) bitmap_made: bool,
+    /// The directory may not know the files yet.
+    pub(super) new_files: bool,
+    /// Blocks that were dropped as bad while the disk claims them, until the
+    /// next batch: if they are stored again and that batch's sync fails, the
+    /// disk's claim says nothing about them.
+    pub(super) dropped: Vec<u32>,
+    /// The data file when the object's last change was over: while it is
+    /// still the same, nobody else has changed it.
+    pub(super) seal: Option<Stat>,
+}
+
+impl DiskState {
+    /// Whether a data file was seen or made, with a bitmap where it needs one.
+    pub(super) fn has_files(&self) -> bool {
+        self.complete || self.bitmap_made
+    }
+}
+
+/// What [`Entry::load`] found that the flusher should put right on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loaded {
+    /// Nothing.
+    Sound,
+    /// Claims were dropped: files missing, short or damaged.
+    Dropped,
+}
+
+impl Entry {
+    /// Reads the state of an object from its record and files. No data is read.
+    pub(super) fn load(
+        device: &dyn Device,
+        id: ObjectId,
+        record: &ObjectRecord,
+        spec: Arc<ObjectSpec>,
+        mark: Option<VerifiedMark>,
+    ) -> io::Result<(Self, Loaded)> {
+        let count = spec.block_count();
+        let entry = Self {
+            id,
+            present: Bits::new(count),
+            verified: Bits::new(count),
+            file: RwLock::default(),
+            disk: Mutex::default(),
+            touched: AtomicBool::new(true),
+            spec,
+        };
+        let mut loaded = Loaded::Sound;
+        if count > 0 {
+            let stat = device.stat(&data_path(&id))?;
+            let size = stat.map_or(0, |stat| stat.size);
+            let mut disk = entry.disk();
+            disk.complete = record.complete;
+            if record.complete {
+                entry.present.set_all();
+                disk.seal = stat;
+                if let (Some(mark), Some(stat)) = (mark, stat)
+                    && mark_holds(&mark, &stat)
+                    && stat.size == entry.spec.length()
+                {
+                    entry.verified.set_all();
+                }
+            } else if stat.is_some() {
+                loaded = entry.load_bitmap(device, &mut disk)?;
+            } else {
+                disk.durable = vec![0; count.div_ceil(64) as usize];
+            }
+            drop(disk);
+            if size < entry.spec.length() && entry.drop_after(size) {
+                loaded = Loaded::Dropped;
+            }
+        }
+        Ok((entry, loaded))
+    }
+
+    fn load_bitmap(&self, device: &dyn Device, disk: &mut DiskState) -> io::Result<Loaded> {
+        let count = self.spec.block_count();
+        let file = match device.open(&bits_path(&self.id), Mode::Read) {
+            Ok(file) => read_whole(&*file, bitmap::file_len(count))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        let mut loaded = Loaded::Sound;
+        let mut header = !file.is_empty();
+        let words = bitmap::parse(&self.id, count, &file, |problem| {
+            loaded = Loaded::Dropped;
+            header &= problem != bitmap::BitsError::Header;
+        });
+        self.present.load(&words);
+        // A damaged line does not say what it should: write it all again.
+        disk.bitmap_made = header && loaded == Loaded::Sound;
+        disk.durable = words;
+        if file.is_empty() {
+            loaded = Loaded::Sound;
+        }
+        Ok(loaded)
+    }
+
+    /// Drops the claim of a block whose bytes are bad.
+    pub(super) fn drop_block(&self, index: u32) {
+        let mut disk = self.disk();
+        self.verified.clear(index);
+        if self.present.clear(index) {
+            disk.dropped.push(index);
+        }
+    }
+
+    /// Drops the claims of blocks that don't end within `size` bytes.
+    fn drop_after(&self, size: u64) -> bool {
+        let first = self.spec.block_at(size).unwrap_or(self.spec.block_count());
+        let mut dropped = false;
+        for index in first..self.spec.block_count() {
+            self.verified.clear(index);
+            dropped |= self.present.clear(index);
+        }
+        dropped
+    }
+
+    /// What the entry costs in memory, in bytes, about.
+    pub(super) fn cost(&self) -> usize {
+        512 + self.spec.block_count() as usize * 41
+    }
+
+    pub(super) fn touch(&self) {
+        self.touched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.present.all()
+    }
+
+    pub(super) fn disk(&self) -> MutexGuard<'_, DiskState> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn file(&self) -> RwLockReadGuard<'_, FileSlot> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn file_mut(&self) -> RwLockWriteGuard<'_, FileSlot> {
+        self.file.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the file if nobody uses it now.
+    pub(super) fn close_idle(&self) -> bool {
+        match self.file.try_write() {
+            Ok(mut slot) => {
+                slot.handle = None;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Makes the data file, as a hole of the object's length, and an empty
+    /// bitmap beside it. Neither claims anything.
+    ///
+    /// Opening for writing never truncates: what is claimed stays.
+    pub(super) fn make_files(&self, device: &dyn Device) -> io::Result<Arc<dyn DeviceFile>> {
+        let dir = object_dir(&self.id);
+        if device.mkdir(&dir)? {
+            device.sync_dir(crate::store::format::layout::OBJECTS_DIR)?;
+        }
+        let file = device.open(&data_path(&self.id), Mode::Create)?;
+        if file.stat()?.size != self.spec.length() {
+            file.set_len(self.spec.length())?;
+        }
+        let mut disk = self.disk();
+        if !disk.complete && !disk.bitmap_made {
+            self.write_bitmap(device, &vec![0; self.words()])?;
+            disk.durable = vec![0; self.words()];
+            disk.bitmap_made = true;
+        }
+        disk.new_files = true;
+        Ok(file)
+    }
+
+    /// Writes the whole bitmap file.
+    pub(super) fn write_bitmap(
+        &self,
+        device: &dyn Device,
+        words: &[u64],
+    ) -> io::Result<Arc<dyn DeviceFile>> {
+        let count = self.spec.block_count();
+        let file = device.open(&bits_path(&self.id), Mode::Create)?;
+        file.set_len(0)?;
+        let mut bytes = bitmap::header(&self.id, count).to_vec();
+        for number in 0..bitmap::line_count(count) {
+            let bits = bitmap::line_bits(words, number);
+            bytes.extend(bitmap::line(&self.id, number, &bits));
+        }
+        file.write_at(0, &bytes)?;
+        Ok(file)
+    }
+
+    pub(super) fn words(&self) -> usize {
+        self.spec.block_count().div_ceil(64) as usize
+    }
+}
+
+/// Whether the file is still the one that was verified.
+pub(super) fn mark_holds(mark: &VerifiedMark, stat: &Stat) -> bool {
+    mark.size == stat.size && mark.inode == stat.inode && mark.ctime == stat.ctime
+}
+
+/// Whether two looks at a file show it unchanged.
+pub(super) fn same_file(a: &Stat, b: &Stat) -> bool {
+    a.size == b.size && a.inode == b.inode && a.ctime == b.ctime
+}

@@ -1,0 +1,211 @@
+//! Removing objects.
+//!
+//! Invariant 4: a file that somebody has open, for passthrough or mapped, is
+//! never punched or truncated: removal unlinks, and open handles stay valid.
+//!
+//! The order: the database durably says that the objects are being removed and
+//! claims nothing of them any more; the files are unlinked; the rest of the
+//! records goes. What a crash interrupts, the next opening finishes.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use super::error::{MetaError, SyncError};
+use super::meta::{Batch, View};
+use super::objects::object_record;
+use super::{Inner, Store, open};
+use crate::store::format::keys;
+use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::records::ContentRecord;
+use crate::store::format::tables::{INDEXED_BLOCKS_MAX, Table};
+use crate::types::ObjectId;
+
+/// How much of an object goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Its data. The object stays known, so that it can be fetched again.
+    Data,
+    /// All of it, if no layer needs it; otherwise as [`Removal::Data`].
+    Everything,
+}
+
+impl Removal {
+    fn encode(self) -> Vec<u8> {
+        vec![u8::from(self == Self::Everything)]
+    }
+
+    fn decode(payload: &[u8]) -> Self {
+        if payload == [1] { Self::Everything } else { Self::Data }
+    }
+}
+
+impl Store {
+    /// Removes objects and gives the bytes that this frees. Files that are open
+    /// stay readable for those who have them open, and their space is free when
+    /// they are closed. Objects that are not known are passed over.
+    ///
+    /// # Errors
+    /// [`SyncError`]; some may be removed.
+    pub fn remove_objects(&self, ids: &[ObjectId], how: Removal) -> Result<u64, SyncError> {
+        if self.inner.read_only {
+            return Err(MetaError::ReadOnly.into());
+        }
+        match self.inner.remove_objects(ids, how) {
+            Err(SyncError::Full) => {
+                // Eviction must work on a full disk above all.
+                self.inner.meta.release_reserve();
+                let done = self.inner.remove_objects(ids, how);
+                self.inner.meta.restore_reserve();
+                done
+            }
+            done => {
+                self.inner.meta.restore_reserve();
+                done
+            }
+        }
+    }
+
+    /// Bytes that the object's files occupy on the disk.
+    pub fn allocated_bytes(&self, id: &ObjectId) -> u64 {
+        self.inner.allocated(id)
+    }
+}
+
+impl Inner {
+    fn allocated(&self, id: &ObjectId) -> u64 {
+        [data_path(id), bits_path(id)]
+            .iter()
+            .filter_map(|path| self.device.stat(path).ok()?)
+            .map(|stat| stat.allocated)
+            .sum()
+    }
+
+    fn remove_objects(&self, ids: &[ObjectId], how: Removal) -> Result<u64, SyncError> {
+        // No batch may write the bits of what is being removed.
+        let _one = self.dirty.flushing();
+        let ids: BTreeSet<&ObjectId> = ids.iter().collect();
+        let planned = self.meta.update(true, |view, batch| {
+            let mut planned = Vec::new();
+            for id in ids {
+                let Some(mut record) = object_record(view, id)? else {
+                    continue;
+                };
+                let how = match how {
+                    Removal::Everything if is_referenced(view, id)? => Removal::Data,
+                    how => how,
+                };
+                if record.complete && record.blocks > 0 {
+                    record.complete = false;
+                    batch.put(Table::Objects, id.as_bytes(), record.encode());
+                }
+                batch.delete(Table::Marks, id.as_bytes());
+                batch.put(Table::Removing, id.as_bytes(), how.encode());
+                planned.push((*id, how));
+            }
+            Ok::<_, SyncError>(planned)
+        })?;
+        let freed = planned.iter().map(|(id, _)| self.allocated(id)).sum();
+        self.unlink_and_forget(&planned)?;
+        Ok(freed)
+    }
+
+    /// Finishes removals that a crash interrupted.
+    pub(super) fn finish_removals(&self) -> Result<(), MetaError> {
+        let planned = open::collect(&self.meta, Table::Removing, &[], |key, how| {
+            Some((keys::parse_object(key)?, Removal::decode(how)))
+        })?;
+        if planned.is_empty() {
+            return Ok(());
+        }
+        self.unlink_and_forget(&planned).map_err(|e| match e {
+            SyncError::Full => MetaError::Full,
+            SyncError::Meta(e) => e,
+            SyncError::Io(e) => MetaError::Io(e),
+        })
+    }
+
+    fn unlink_and_forget(&self, planned: &[(ObjectId, Removal)]) -> Result<(), SyncError> {
+        let mut dirs = BTreeSet::new();
+        for (id, _) in planned {
+            // In memory, so that nobody loads it while its files are going. An
+            // object that can't be loaded, nobody else can load either.
+            let entry = self.entry(id).ok();
+            let mut slot = entry.as_ref().map(|entry| entry.file_mut());
+            if let (Some(entry), Some(slot)) = (&entry, &mut slot) {
+                // Whoever holds the entry looks it up again.
+                slot.gone = true;
+                slot.handle = None;
+                entry.present.clear_all();
+                entry.verified.clear_all();
+            }
+            self.device.unlink(&bits_path(id))?;
+            self.device.unlink(&data_path(id))?;
+            self.dirty.forget(id);
+            self.cache.remove(id);
+            dirs.insert(object_dir(id));
+        }
+        for dir in dirs {
+            match self.device.sync_dir(&dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                _ => {}
+            }
+        }
+        // Not durable at once: if this is lost, it is done again.
+        self.meta.update(false, |view, batch| {
+            for (id, how) in planned {
+                batch.delete(Table::Removing, id.as_bytes());
+                if *how == Removal::Everything && !is_referenced(view, id)? {
+                    forget(view, batch, id)?;
+                }
+            }
+            Ok::<_, MetaError>(())
+        })?;
+        Ok(())
+    }
+}
+
+fn is_referenced(view: &View, id: &ObjectId) -> Result<bool, MetaError> {
+    let mut found = false;
+    view.scan(Table::References, id.as_bytes(), |_, _| {
+        found = true;
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
+
+/// Deletes all rows of an object.
+fn forget(view: &View, batch: &mut Batch, id: &ObjectId) -> Result<(), MetaError> {
+    let Some(record) = object_record(view, id)? else {
+        return Ok(());
+    };
+    // A block list that can't be read leaves rows in the index that lead
+    // nowhere; the checker finds them.
+    if let Ok(spec) = super::objects::read_spec(view, id, &record) {
+        for (block, index) in spec.blocks().zip(0..INDEXED_BLOCKS_MAX) {
+            let key = keys::block_row(&block.hash, record.number, index);
+            batch.delete(Table::BlockIndex, &key);
+        }
+    }
+    let number = keys::number(record.number);
+    for table in [Table::Specs, Table::Contents] {
+        view.scan(table, &number, |key, payload| {
+            batch.delete(table, key);
+            if table == Table::Contents
+                && let (Some((object, offset)), Ok(content)) =
+                    (keys::parse_content(key), ContentRecord::decode(payload))
+            {
+                let row = keys::content_row(&content.hash, object, offset);
+                batch.delete(Table::ContentIndex, &row);
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    view.scan(Table::Homes, id.as_bytes(), |key, _| {
+        batch.delete(Table::Homes, key);
+        ControlFlow::Continue(())
+    })?;
+    batch.delete(Table::Numbers, &number);
+    batch.delete(Table::Marks, id.as_bytes());
+    batch.delete(Table::Objects, id.as_bytes());
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! End to end: the built command against real registries, real images and real
+//! FUSE, and against hosts and archives that no honest tool makes.
+//!
+//! The tests need root and `/dev/fuse`; see `tests/run`.
+
+mod harness;
+
+mod commands;
+mod compare;
+mod daemon;
+mod hostile;
+mod lazy;
+mod models;
+mod nasty;
+mod posix;
+mod registries;
+mod store;
+mod trees;
+mod users;
+mod waiting;

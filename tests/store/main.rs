@@ -1,0 +1,6 @@
+//! The store, from outside.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod basic;
+mod util;
