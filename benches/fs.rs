@@ -407,6 +407,7 @@ impl Pair {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Limit {
     AtMost(f64),
     AtLeast(f64),

@@ -158,3 +158,42 @@ pub fn cycles() {
     assert_eq!((count("fd"), count("task")), before);
     println!("nothing is left");
 }
+
+#[test]
+fn a_mount_whose_daemon_died_is_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut child = as_child("die", dir.path());
+    let status = child.status().expect("ourselves");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    let point = fs::read_to_string(dir.path().join("point")).expect("where it was");
+    assert_eq!(errno(fs::metadata(&point)), nix::libc::ENOTCONN);
+
+    let (reader, catalog) = (MemoryReader::new(), MemoryCatalog::new());
+    let fs = FileSystem::new(Root::Whole, catalog, reader, FsOptions::default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build();
+    let runtime = runtime.expect("a runtime");
+    let (handle, options) = (runtime.handle().clone(), MountOptions::new("x"));
+    let mounted = peersync::fuse::mount(fs, Path::new(&point), &options, handle, || ());
+    let mounted = mounted.unwrap_or_else(|error| panic!("{error}"));
+    assert!(Path::new(&point).join("layers").is_dir());
+    // One that is alive is not replaced.
+    let (reader, catalog) = (MemoryReader::new(), MemoryCatalog::new());
+    let fs = FileSystem::new(Root::Whole, catalog, reader, FsOptions::default());
+    let again =
+        peersync::fuse::mount(fs, Path::new(&point), &options, runtime.handle().clone(), || ());
+    assert!(matches!(again, Err(MountError::AlreadyMounted(_))));
+    mounted.unmount(false).expect("nobody uses it");
+    mounted.wait();
+    fs::remove_dir_all(Path::new(&point).parent().expect("its directory")).expect("no mount left");
+}
+
+/// Mounts, and is killed.
+pub fn die(dir: &Path) {
+    let mounted = std::mem::ManuallyDrop::new(mounted());
+    let point = mounted.point().to_str().expect("text");
+    fs::write(dir.join("point"), point).expect("own directory");
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("ourselves");
+}
