@@ -45,7 +45,7 @@ pub struct BundleFile {
 
 /// An object as one layer has it.
 #[derive(Clone)]
-pub struct Located {
+pub(super) struct Located {
     /// The object.
     pub object: ObjectId,
     /// Its number in the layer.
@@ -181,7 +181,7 @@ fn bundle_files(tree: &Tree) -> Vec<BundleFile> {
 }
 
 /// Finds the layer of an object, and loads indexes from the store.
-pub struct Locator {
+pub(super) struct Locator {
     store: Arc<Store>,
     cache: Mutex<Cache>,
 }
@@ -196,12 +196,12 @@ struct Cache {
 
 impl Locator {
     /// A locator over the layers of a store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store, cache: Mutex::default() }
     }
 
     /// The object's layer if its index is in memory.
-    pub fn cached(&self, object: &ObjectId) -> Option<Located> {
+    pub(super) fn cached(&self, object: &ObjectId) -> Option<Located> {
         let cache = self.cache();
         let (blob, number) = cache.objects.get(object)?;
         let index = Arc::clone(cache.layers.get(blob)?);
@@ -212,7 +212,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where all indexes that have it are damaged.
-    pub fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
+    pub(super) fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
         let mut failed = None;
         for blob in self.store.homes(object).map_err(store_error)? {
             match self.layer(&blob) {
@@ -232,7 +232,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where a part of it is missing or damaged.
-    pub fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
+    pub(super) fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         if let Some(index) = self.cache().layers.get(blob) {
             return Ok(Some(Arc::clone(index)));
         }

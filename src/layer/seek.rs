@@ -21,6 +21,9 @@ use super::wire::{Reader, push_varint};
 const MAGIC: [u8; 8] = *b"PSSEEK\x00\x01";
 /// A window that doesn't shrink, and what zstd adds to it.
 const WINDOW_PACKED_MAX: u64 = (WINDOW + 1024) as u64;
+/// zstd level of windows. On the Debian layer level 19 is 9 % smaller, and slower
+/// than inflate.
+const WINDOW_LEVEL: i32 = 3;
 /// Bytes of windows that one table holds: 32 MiB, which is 4 MiB spacing over
 /// 4 GiB of incompressible data. Beyond it, points are further apart.
 const WINDOWS_MAX: u64 = 32 << 20;
@@ -58,7 +61,7 @@ pub enum Entry {
 pub(crate) fn pack_window(window: &[u8]) -> Bytes {
     // Compressing to memory can't fail but for want of it; an empty window makes
     // a point that doesn't verify and is not used.
-    zstd::bulk::compress(window, 9).unwrap_or_default().into()
+    zstd::bulk::compress(window, WINDOW_LEVEL).unwrap_or_default().into()
 }
 
 /// The window of an [`Entry::Block`], at most 32 KiB. `None` if it is damaged.
@@ -312,7 +315,8 @@ impl SeekTableBuilder {
         match compression {
             Compression::Plain => points.clear(),
             _ => {
-                points.retain(|p| p.blob == 0 || (p.stream < stream_length && p.blob < blob_length))
+                points
+                    .retain(|p| p.blob == 0 || (p.stream < stream_length && p.blob < blob_length));
             }
         }
         SeekTable { compression, blob_length, stream_length, points }

@@ -132,6 +132,16 @@ impl Layout {
         self.literal_length
     }
 
+    /// Whether these are the lengths of the layer's objects, bundle first: then
+    /// every byte of every object is in the stream.
+    pub fn covers(&self, lengths: &[u64]) -> bool {
+        let Some((bundle, files)) = lengths.split_first() else { return false };
+        // An empty object has no place in the stream.
+        let files: Vec<u64> = files.iter().copied().filter(|len| *len > 0).collect();
+        let own = self.first.iter().map(|at| self.files[*at as usize].len);
+        *bundle == self.bundle_length && own.eq(files)
+    }
+
     /// Where the stream has the bytes `range` of an object, in order. What the
     /// object doesn't have is left out. Content that stands in the stream more
     /// than once is found at its first place.

@@ -22,7 +22,7 @@ use crate::telemetry::Counters;
 use crate::types::Digest;
 
 /// Hears what a person should know.
-pub type Told<'a> = dyn Fn(String) + Send + Sync + 'a;
+pub(super) type Told<'a> = dyn Fn(String) + Send + Sync + 'a;
 
 /// Layers of one image that are prepared at the same time.
 const LAYERS_AT_ONCE: usize = 4;

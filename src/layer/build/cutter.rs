@@ -27,6 +27,11 @@ impl Cutter {
         self.start + self.open.len() as u64
     }
 
+    /// First byte of the block that is being filled.
+    pub(super) fn block_start(&self) -> u64 {
+        self.start
+    }
+
     /// Adds bytes.
     pub(super) fn push(&mut self, mut bytes: Bytes, sink: &mut dyn Sink) -> Result<(), BuildError> {
         let size = self.block_size as usize;

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::layer::codec::{Boundary, Check, Codec, CodecError, Compression};
+use crate::layer::codec::{Boundary, Codec, CodecError, Compression};
 use crate::layer::seek::{Entry, SeekPoint, pack_window, push_entry, read_entry, unpack_window};
 use crate::layer::wire::{Reader, push_varint};
 use crate::types::{Digest, DigestHasher};
@@ -217,14 +217,14 @@ impl Decompressor {
     pub fn save(&self) -> Option<Vec<u8>> {
         let (compression, codec) = self.compression.as_ref()?;
         let mut out = Vec::new();
-        let (entry, check) = match (compression, &self.here) {
+        let (entry, length) = match (compression, &self.here) {
             (Compression::Plain, _) => (&Entry::Start, None),
             (_, Some(point)) => {
-                let check = match point.entry {
+                let length = match point.entry {
                     Entry::Start => None,
-                    Entry::Block { .. } => codec.inside().and_then(|(_, check)| check),
+                    Entry::Block { .. } => codec.inside().and_then(|(_, length)| length),
                 };
-                (&point.entry, check)
+                (&point.entry, length)
             }
             (_, None) => return None,
         };
@@ -235,10 +235,8 @@ impl Decompressor {
         });
         push_varint(&mut out, self.blob);
         push_varint(&mut out, self.stream);
-        out.push(check.is_some().into());
-        let check = check.unwrap_or_default();
-        out.extend(check.crc.to_le_bytes());
-        out.extend(check.length.to_le_bytes());
+        out.push(length.is_some().into());
+        out.extend(length.unwrap_or_default().to_le_bytes());
         let hasher = self.hasher.save();
         push_varint(&mut out, hasher.len() as u64);
         out.extend(hasher);
@@ -257,15 +255,15 @@ impl Decompressor {
             _ => return None,
         };
         let (blob, stream) = (reader.varint()?, reader.varint()?);
-        let has_check = reader.u8()? != 0;
-        let check = Check { crc: reader.u32()?, length: reader.u32()? };
+        let has_length = reader.u8()? != 0;
+        let output = reader.u32()?;
         let length = reader.varint()?;
         let hasher = DigestHasher::restore(reader.bytes(length)?)?;
         let codec = match read_entry(&mut reader, state)? {
             Entry::Start => Codec::new(compression),
             Entry::Block { bits, value, window } => {
-                let check = has_check.then_some(check);
-                Codec::resume(bits, value, &unpack_window(&window)?, check)
+                let output = has_length.then_some(output);
+                Codec::resume(bits, value, &unpack_window(&window)?, output)
             }
         };
         Some(Self {

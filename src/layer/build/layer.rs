@@ -16,8 +16,9 @@ use crate::types::{
 
 use super::cutter::Cutter;
 
-/// A bundle's block ends early where this many bytes or more of the stream lie
-/// between two of its contents: what comes after is far away in the blob.
+/// A bundle's block ends early where it would hold contents with more than this
+/// many bytes of the stream between them, all gaps together: one block never
+/// stands for much more of the blob than itself.
 const BUNDLE_GAP: u64 = 4 << 20;
 
 /// An object while it is being built: its id is not known yet.
@@ -159,6 +160,9 @@ pub struct LayerBuilder {
     bundle: Cutter,
     /// Where the last content of the bundle ended in the stream.
     bundle_end: u64,
+    /// Bytes of the stream between the contents of the bundle's block that
+    /// starts at this byte of the bundle: (block, bytes).
+    bundle_gap: (u64, u64),
     file: Option<OpenFile>,
     objects: Vec<ObjectSpec>,
     ids: HashMap<ObjectId, u32>,
@@ -219,6 +223,7 @@ impl LayerBuilder {
             tree: TreeBuilder::new(limits),
             bundle: Cutter::new(BuildObject::Bundle, BLOCK_SIZE_SMALL),
             bundle_end: 0,
+            bundle_gap: (0, 0),
             file: None,
             objects: Vec::new(),
             ids: HashMap::new(),
@@ -326,9 +331,7 @@ impl LayerBuilder {
             return Ok(());
         }
         if length > 0 {
-            if self.offset - self.bundle_end > BUNDLE_GAP {
-                self.bundle.cut(sink)?;
-            }
+            self.leave_gap(self.offset - self.bundle_end, sink)?;
             self.bundle_end = self.offset + length;
         }
         let offset = self.bundle.length();
@@ -343,6 +346,24 @@ impl LayerBuilder {
             0 => self.file_complete(sink),
             _ => Ok(()),
         }
+    }
+
+    /// Another `bytes` of the stream lie before the bundle's next content.
+    fn leave_gap(&mut self, bytes: u64, sink: &mut dyn Sink) -> Result<(), BuildError> {
+        let block = self.bundle.block_start();
+        let before = match self.bundle_gap {
+            (same, gap) if same == block => gap,
+            _ => 0,
+        };
+        let gap = match self.bundle.length() == block {
+            true => 0,
+            false => before + bytes,
+        };
+        if gap > BUNDLE_GAP {
+            self.bundle.cut(sink)?;
+        }
+        self.bundle_gap = (block, gap);
+        Ok(())
     }
 
     fn open_own(&self, entry: Entry, length: u64) -> OpenFile {

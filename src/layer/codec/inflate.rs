@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::mem::size_of;
 
 use libz_rs_sys::{
-    Z_BLOCK, Z_BUF_ERROR, Z_NO_FLUSH, Z_OK, Z_STREAM_END, crc32_z, inflate, inflateEnd,
+    Z_BLOCK, Z_BUF_ERROR, Z_NO_FLUSH, Z_OK, Z_STREAM_END, inflate, inflateEnd,
     inflateGetDictionary, inflateInit2_, inflatePrime, inflateSetDictionary, z_stream, zlibVersion,
 };
 
@@ -149,10 +149,4 @@ impl Drop for Inflate {
         // SAFETY: the stream was initialised and is ended only here.
         unsafe { inflateEnd(&raw mut *self.stream) };
     }
-}
-
-/// Continues a CRC-32 over `data`; it starts with 0.
-pub(super) fn crc32(crc: u32, data: &[u8]) -> u32 {
-    // SAFETY: `data` is valid for its length.
-    (unsafe { crc32_z(crc.into(), data.as_ptr(), data.len()) }) as u32
 }

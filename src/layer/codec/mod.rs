@@ -2,12 +2,13 @@
 
 mod gzip;
 mod inflate;
+#[cfg(test)]
+pub(crate) mod testing;
 mod zstd;
 
 use gzip::Gzip;
 use zstd::Zstd;
 
-pub(crate) use gzip::Check;
 pub(crate) use inflate::WINDOW;
 
 /// How a blob is compressed.
@@ -91,14 +92,15 @@ impl Codec {
         })
     }
 
-    /// Inside a gzip member.
+    /// Inside a gzip member, `length` bytes (modulo 2^32) into its output if
+    /// that is known.
     pub(crate) fn resume(
         bits: u8,
         value: u8,
         window: &[u8],
-        check: Option<Check>,
+        length: Option<u32>,
     ) -> Result<Self, CodecError> {
-        Gzip::resume(bits, value, window, check).map(Self::Gzip)
+        Gzip::resume(bits, value, window, length).map(Self::Gzip)
     }
 
     /// Decodes into the spare capacity of `out` until it or `input` is used up,
@@ -122,8 +124,9 @@ impl Codec {
         }
     }
 
-    /// The window and check values at a block boundary.
-    pub(crate) fn inside(&self) -> Option<(Vec<u8>, Option<Check>)> {
+    /// At a block boundary inside a gzip member: the window, and the member's
+    /// output so far.
+    pub(crate) fn inside(&self) -> Option<(Vec<u8>, Option<u32>)> {
         match self {
             Self::Gzip(gzip) => gzip.inside(),
             Self::Plain | Self::Zstd(_) => None,
