@@ -4,8 +4,9 @@ use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 
@@ -22,6 +23,9 @@ const LOG_MAX: u64 = 1 << 20;
 /// Starts of an owner before giving up: another command's owner can end
 /// between the look and the connection.
 const STARTS_MAX: u32 = 5;
+
+/// An owner that another command started listens within about twice this.
+const OTHERS_START: Duration = Duration::from_secs(3);
 
 /// The store that a command is about, and how to reach it.
 pub(super) struct Owner {
@@ -132,13 +136,28 @@ impl Owner {
             )),
             message => match serde_json::from_str::<crate::admin::Failure>(message) {
                 // Another command's owner was faster.
-                Ok(failure) if failure.kind == FailureKind::Usage && connectable(&self.store) => {
+                Ok(failure) if failure.kind == FailureKind::Usage && self.becomes_reachable() => {
                     Ok(())
                 }
                 Ok(failure) => Err(failure.into()),
                 Err(_) => Err(Exit::new(FailureKind::Failed, message)),
             },
         }
+    }
+
+    /// Whether the process that holds the store's lock comes to listen. There is
+    /// no event to wait for in a directory that another process is about to fill.
+    fn becomes_reachable(&self) -> bool {
+        let socket = self.store.join(crate::admin::SOCKET);
+        let mut pause = Duration::from_millis(5);
+        while pause < OTHERS_START {
+            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+                return true;
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        false
     }
 
     fn log(&self) -> io::Result<std::fs::File> {
@@ -158,10 +177,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
 
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-fn connectable(store: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(store.join(crate::admin::SOCKET)).is_ok()
 }
 
 fn user_store() -> Option<PathBuf> {

@@ -52,6 +52,13 @@ pub(super) struct CutState {
     open: HashMap<u32, Open>,
 }
 
+impl CutState {
+    /// Bytes of unfinished blocks in it.
+    pub(super) fn bytes(&self) -> usize {
+        self.open.values().filter_map(|open| open.data.as_ref()).map(BytesMut::len).sum()
+    }
+}
+
 struct Open {
     index: u32,
     /// `None`: the block is let pass.

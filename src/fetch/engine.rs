@@ -450,8 +450,7 @@ impl Inner {
                     blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index))
                 };
                 let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
-                let Some(blob) = state.blobs.get_mut(&run.blob) else { return };
-                blob.last_progress = now;
+                let Some(blob) = state.blobs.get(&run.blob) else { return };
                 (run, Arc::clone(&blob.index))
             };
             self.handle.spawn(Arc::clone(self).run(run, index));

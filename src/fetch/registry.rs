@@ -45,22 +45,28 @@ pub struct RegistrySource {
 #[derive(Default)]
 struct Parked(Mutex<VecDeque<(Digest, Stopped)>>);
 
-/// Where a decoder stopped: the decoder, and the next byte of the blob.
+/// Where a decoder stopped: the decoder, the next byte of the blob, and the
+/// blocks of which it has passed a part.
 struct Stopped {
     span: SpanDecoder,
     blob: u64,
+    cut: CutState,
 }
 
 /// Most decoders kept: one holds about 80 KiB.
 const PARKED_MAX: usize = 64;
+/// Most bytes of unfinished blocks kept with them.
+const PARKED_BYTES_MAX: usize = 16 << 20;
 
 impl Parked {
     fn park(&self, blob: Digest, stopped: Stopped) {
         let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if parked.len() == PARKED_MAX {
-            parked.pop_front();
-        }
         parked.push_back((blob, stopped));
+        let mut bytes: usize = parked.iter().map(|(_, stopped)| stopped.cut.bytes()).sum();
+        while parked.len() > PARKED_MAX || bytes > PARKED_BYTES_MAX {
+            let Some((_, oldest)) = parked.pop_front() else { break };
+            bytes -= oldest.cut.bytes();
+        }
     }
 
     /// The decoder that stopped last before a place in the stream, if it is
@@ -119,7 +125,7 @@ impl BlockSource for Registries {
     }
 
     fn is_sequential(&self, index: &LayerIndex) -> bool {
-        !index.seek().can_enter() || self.0.no_ranges().contains(index.blob())
+        index.is_sequential() || self.0.no_ranges().contains(index.blob())
     }
 }
 
@@ -159,14 +165,21 @@ impl RunIn<'_> {
             }
             decoder = decoder.take(answer, to, &self.source.counters).await?;
             if decoder.done {
-                if self.index.seek().compression() == Compression::Gzip
-                    && decoder.span.remaining() > 0
-                {
-                    let stopped = Stopped { blob: decoder.blob.start, span: decoder.span };
-                    self.source.parked.park(*blob, stopped);
-                }
+                self.park(decoder);
                 return Ok(());
             }
+        }
+    }
+
+    /// Keeps a decoder that can be gone on with. A zstd decoder is not kept: its
+    /// window can take 128 MiB.
+    fn park(&self, decoder: Decoder) {
+        if let Some(cut) = decoder.cut
+            && self.index.seek().compression() == Compression::Gzip
+            && decoder.span.remaining() > 0
+        {
+            let stopped = Stopped { blob: decoder.blob.start, span: decoder.span, cut };
+            self.source.parked.park(*self.index.blob(), stopped);
         }
     }
 
@@ -180,18 +193,18 @@ impl RunIn<'_> {
             span.stream.end = seek.stream_length();
         }
         let parked = &self.source.parked;
-        let (decoder, start) = match parked.take(self.index.blob(), span.stream.start, stream.start)
-        {
-            Some(Stopped { span: mut decoder, blob }) => {
+        let stopped = parked.take(self.index.blob(), span.stream.start, stream.start);
+        let (decoder, start, cut) = match stopped {
+            Some(Stopped { span: mut decoder, blob, cut }) => {
                 decoder.extend(span.stream.end);
-                (decoder, blob)
+                (decoder, blob, Some(cut))
             }
-            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start),
+            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start, None),
         };
         let decoder = Decoder {
             index: Arc::clone(self.index),
             sink: Arc::clone(self.sink),
-            cut: None,
+            cut,
             span: decoder,
             blob: start..span.blob.end,
             end,
@@ -278,6 +291,7 @@ impl Decoder {
                 if !wanted && !self.done {
                     self.done = true;
                     self.blob.start += (before - chunk.len()) as u64;
+                    self.cut = Some(cut.pause());
                     return Ok(self);
                 }
             }
