@@ -32,14 +32,15 @@ fn a_mount_has_the_safe_options() {
     }
     let (major, minor) = first.handle.device().expect("a device number");
     assert!(line(&first).contains(&format!(" {major}:{minor} ")));
-    let read_ahead = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    assert_eq!(fs::read_to_string(read_ahead).expect("a number").trim(), "256");
-
     let root = Root::Image(crate::support::VIEW());
     let second = Mounted::with(&[&[]], root, FsOptions::default(), |options| {
         (options.suid, options.dev) = (true, true);
+        options.read_ahead_kib = Some(512);
     });
     assert!(!line(&second).contains("nosuid") && !line(&second).contains("nodev"));
+    let (major, minor) = second.handle.device().expect("a device number");
+    let read_ahead = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    assert_eq!(fs::read_to_string(read_ahead).expect("a number").trim(), "512");
 }
 
 #[test]
