@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 
 use super::Exit;
 use super::args::Args;
-use crate::admin::{Client, Event, FailureKind, Request, connect};
+use crate::admin::{Client, ClientError, Event, FailureKind, Request, connect};
 use crate::config::Config;
 use crate::store::format::layout::OWNER_LOG as LOG;
 
@@ -66,16 +66,36 @@ impl Owner {
         mut seen: impl FnMut(&Event),
     ) -> Result<Event, Exit> {
         runtime()?.block_on(async {
-            let mut client = Client::request(self.reach().await?, request).await?;
-            loop {
-                let event = client.event().await?;
-                match event {
-                    Event::Failed(failure) => return Err(failure.into()),
-                    event if event.is_last() => return Ok(event),
-                    event => seen(&event),
+            // An owner can end, or be killed, between the look and its first word.
+            for _ in 1..STARTS_MAX {
+                let mut heard = false;
+                let mut listen = |event: &Event| {
+                    heard = true;
+                    seen(event);
+                };
+                match self.ask_once(request, &mut listen).await {
+                    Err(Unheard::Gone(_)) if !heard => {}
+                    result => return result.map_err(Exit::from),
                 }
             }
+            self.ask_once(request, &mut seen).await.map_err(Exit::from)
         })
+    }
+
+    async fn ask_once(
+        &self,
+        request: &Request,
+        seen: &mut impl FnMut(&Event),
+    ) -> Result<Event, Unheard> {
+        let stream = self.reach().await.map_err(Unheard::Failed)?;
+        let mut client = Client::request(stream, request).await?;
+        loop {
+            match client.event().await? {
+                Event::Failed(failure) => return Err(Unheard::Failed(failure.into())),
+                event if event.is_last() => return Ok(event),
+                event => seen(&event),
+            }
+        }
     }
 
     async fn reach(&self) -> Result<UnixStream, Exit> {
@@ -164,6 +184,32 @@ impl Owner {
         let path = self.store.join(LOG);
         let long = std::fs::metadata(&path).is_ok_and(|m| m.len() > LOG_MAX);
         OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)
+    }
+}
+
+/// Why a request has no answer.
+enum Unheard {
+    /// The owner went away.
+    Gone(ClientError),
+    /// It said no, or can't be reached.
+    Failed(Exit),
+}
+
+impl From<ClientError> for Unheard {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Version(_) => Self::Failed(error.into()),
+            error => Self::Gone(error),
+        }
+    }
+}
+
+impl From<Unheard> for Exit {
+    fn from(unheard: Unheard) -> Self {
+        match unheard {
+            Unheard::Gone(error) => error.into(),
+            Unheard::Failed(exit) => exit,
+        }
     }
 }
 

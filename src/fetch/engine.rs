@@ -130,6 +130,8 @@ struct BlobState {
     failures: u32,
     not_before: Option<Instant>,
     last_progress: Instant,
+    /// When a read last gave up, if nothing has come since.
+    stalled: Option<Instant>,
 }
 
 impl Engine {
@@ -421,6 +423,7 @@ impl Inner {
         blob: Digest,
         no_progress: Duration,
     ) -> Result<Bytes, FetchError> {
+        let no_progress = self.patience(&blob, no_progress);
         let mut deadline = tokio::time::Instant::now() + no_progress;
         loop {
             tokio::select! {
@@ -429,10 +432,25 @@ impl Inner {
                     let last = self.state().blobs.get(&blob).map(|b| b.last_progress);
                     match last.map(|last| tokio::time::Instant::from_std(last + no_progress)) {
                         Some(later) if later > tokio::time::Instant::now() => deadline = later,
-                        _ => return Err(FetchError::NoProgress(no_progress)),
+                        _ => {
+                            if let Some(blob) = self.state().blobs.get_mut(&blob) {
+                                blob.stalled = Some(Instant::now());
+                            }
+                            return Err(FetchError::NoProgress(no_progress));
+                        }
                     }
                 }
             }
+        }
+    }
+
+    /// How long a read waits without progress: less, if another one has just
+    /// waited in vain. The kernel tries a failed read again at once.
+    fn patience(&self, blob: &Digest, no_progress: Duration) -> Duration {
+        let stalled = self.state().blobs.get(blob).and_then(|blob| blob.stalled);
+        match stalled {
+            Some(at) if at.elapsed() < no_progress => no_progress / 6,
+            _ => no_progress,
         }
     }
 
@@ -505,6 +523,7 @@ impl State {
             failures: 0,
             not_before: None,
             last_progress: Instant::now(),
+            stalled: None,
         });
     }
 }
@@ -534,6 +553,7 @@ impl BlockSink for RunSink {
         state.queue.progress(self.run, position);
         if let Some(blob) = state.blobs.get_mut(self.index.blob()) {
             blob.last_progress = Instant::now();
+            blob.stalled = None;
         }
         // What can only be read from its start is read to its end once begun.
         if state.closed || (!self.whole && !state.queue.is_wanted(self.run)) {
