@@ -6,13 +6,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 
 use super::Exit;
 use super::args::Args;
-use crate::admin::{Client, ClientError, Event, FailureKind, Request, connect};
+use crate::admin::{Client, ClientError, Event, Failure, FailureKind, Request, connect};
 use crate::config::Config;
 use crate::store::format::layout::OWNER_LOG as LOG;
 
@@ -20,12 +20,12 @@ use crate::store::format::layout::OWNER_LOG as LOG;
 pub(super) const READY: &str = "ready";
 /// A log longer than this is begun anew when an owner starts.
 const LOG_MAX: u64 = 1 << 20;
-/// Starts of an owner before giving up: another command's owner can end
-/// between the look and the connection.
-const STARTS_MAX: u32 = 5;
+/// A request is made to so many owners: one can end, or be killed, between the
+/// look and its first word.
+const OWNERS_MAX: u32 = 5;
 
-/// An owner that another command started listens within about twice this.
-const OTHERS_START: Duration = Duration::from_secs(3);
+/// An owner that starts or ends is through with it after this time.
+const CHANGE_OF_OWNER: Duration = Duration::from_secs(10);
 
 /// The store that a command is about, and how to reach it.
 pub(super) struct Owner {
@@ -66,8 +66,7 @@ impl Owner {
         mut seen: impl FnMut(&Event),
     ) -> Result<Event, Exit> {
         runtime()?.block_on(async {
-            // An owner can end, or be killed, between the look and its first word.
-            for _ in 1..STARTS_MAX {
+            for _ in 1..OWNERS_MAX {
                 let mut heard = false;
                 let mut listen = |event: &Event| {
                     heard = true;
@@ -98,51 +97,44 @@ impl Owner {
         }
     }
 
+    /// Connects to the owner, and starts one where there is none. While another
+    /// process holds the store's lock and does not listen, it is about to: it has
+    /// just started, or ends and lets go of the store.
     async fn reach(&self) -> Result<UnixStream, Exit> {
-        for _ in 0..STARTS_MAX {
+        let deadline = Instant::now() + CHANGE_OF_OWNER;
+        let mut pause = Duration::from_millis(5);
+        loop {
             match connect(&self.store).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if is_absent(&error) => self.start()?,
-                Err(error) => {
+                Err(error) if !is_absent(&error) => {
                     let message =
                         format!("store {}: control socket: {error}", self.store.display());
                     return Err(Exit::new(FailureKind::Failed, message));
                 }
+                Err(_) => {}
+            }
+            match self.start() {
+                Ok(()) => {}
+                // Nothing tells when a process lets go of a lock: look again.
+                Err(failure) if failure.kind == FailureKind::InUse && Instant::now() < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(200));
+                }
+                Err(failure) => return Err(failure.into()),
             }
         }
-        let message = format!(
-            "store {}: its owner ends as soon as it is started; see {}",
-            self.store.display(),
-            self.store.join(LOG).display()
-        );
-        Err(Exit::new(FailureKind::Failed, message))
     }
 
     /// Starts an owner and waits until it listens, or says why it can't.
-    fn start(&self) -> Result<(), Exit> {
+    fn start(&self) -> Result<(), Failure> {
         let failed = |what: &str, error: io::Error| {
-            Exit::new(
-                FailureKind::Failed,
-                format!("store {}: {what}: {error}", self.store.display()),
-            )
+            let message = format!("store {}: {what}: {error}", self.store.display());
+            Failure::new(FailureKind::Failed, message)
         };
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&self.store).map_err(|e| failed("can't be made", e))?;
-        let program = std::env::current_exe().map_err(|e| failed("starting its owner", e))?;
-        let mut command = Command::new(program);
-        command.arg("--store").arg(&self.store).arg("serve");
-        if let Some(config) = &self.config_path {
-            command.arg("--config").arg(config);
-        }
-        command.args(std::iter::repeat_n("-v", self.verbose.max(1).into()));
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(self.log().map_err(|e| failed(LOG, e))?);
-        // A session of its own: Ctrl-C at the terminal is not meant for the owner.
-        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
-        unsafe {
-            command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
-        }
+        let mut command = self.serve().map_err(|e| failed("starting its owner", e))?;
         let mut child = command.spawn().map_err(|e| failed("starting its owner", e))?;
         let mut said = String::new();
         if let Some(stdout) = child.stdout.take() {
@@ -150,34 +142,31 @@ impl Owner {
         }
         match said.trim() {
             READY => Ok(()),
-            "" => Err(Exit::new(
-                FailureKind::Failed,
-                format!("store {0}: its owner did not start; see {0}/{LOG}", self.store.display()),
-            )),
-            message => match serde_json::from_str::<crate::admin::Failure>(message) {
-                // Another command's owner was faster.
-                Ok(failure) if failure.kind == FailureKind::Usage && self.becomes_reachable() => {
-                    Ok(())
-                }
-                Ok(failure) => Err(failure.into()),
-                Err(_) => Err(Exit::new(FailureKind::Failed, message)),
-            },
+            said => Err(serde_json::from_str(said).unwrap_or_else(|_| {
+                let message = format!(
+                    "store {0}: its owner did not start; see {0}/{LOG}",
+                    self.store.display()
+                );
+                Failure::new(FailureKind::Failed, message)
+            })),
         }
     }
 
-    /// Whether the process that holds the store's lock comes to listen. There is
-    /// no event to wait for in a directory that another process is about to fill.
-    fn becomes_reachable(&self) -> bool {
-        let socket = self.store.join(crate::admin::SOCKET);
-        let mut pause = Duration::from_millis(5);
-        while pause < OTHERS_START {
-            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-                return true;
-            }
-            std::thread::sleep(pause);
-            pause *= 2;
+    /// The command that becomes the owner.
+    fn serve(&self) -> io::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--store").arg(&self.store).arg("serve");
+        if let Some(config) = &self.config_path {
+            command.arg("--config").arg(config);
         }
-        false
+        command.args(std::iter::repeat_n("-v", self.verbose.max(1).into()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(self.log()?);
+        // A session of its own: Ctrl-C at the terminal is not meant for the owner.
+        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+        unsafe {
+            command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+        }
+        Ok(command)
     }
 
     fn log(&self) -> io::Result<std::fs::File> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
 use super::index::{LayerIndex, Located, Locator};
@@ -132,6 +132,8 @@ struct BlobState {
     last_progress: Instant,
     /// When a read last gave up, if nothing has come since.
     stalled: Option<Instant>,
+    /// Told when a read gives up: what is in flight is stuck.
+    stuck: Arc<Notify>,
 }
 
 impl Engine {
@@ -233,6 +235,9 @@ impl Engine {
                 }
                 state.touch(&located.index);
                 for index in missing {
+                    if inner.store.has_block(&object, index) {
+                        continue;
+                    }
                     let place = located.index.place(located.number, index);
                     let key = BlockKey { object, index };
                     if state.queue.add(key, place, class, stream_interest(stream), None)
@@ -363,7 +368,8 @@ impl Inner {
     }
 
     /// Wants blocks (object number, block number) of a layer and waits until
-    /// each has come.
+    /// each has come. What has come to the store meanwhile is not among what
+    /// arrives with its bytes.
     async fn bring(
         self: &Arc<Self>,
         index: &Arc<LayerIndex>,
@@ -373,7 +379,7 @@ impl Inner {
     ) -> Result<(), FetchError> {
         let interest = self.interest();
         let _guard = Interest { inner: self, id: interest };
-        let mut waiting = Vec::with_capacity(blocks.len());
+        let (mut waiting, mut here) = (Vec::with_capacity(blocks.len()), Vec::new());
         {
             let mut state = self.state();
             if state.closed {
@@ -382,6 +388,12 @@ impl Inner {
             state.touch(index);
             for (number, block) in blocks {
                 let Some(object) = index.object(*number) else { continue };
+                // A block is stored before it is delivered, and delivered under this
+                // lock: what is not there now will be told.
+                if self.store.has_block(&object, *block) {
+                    here.push((*number, *block));
+                    continue;
+                }
                 let (sender, receiver) = oneshot::channel();
                 let key = BlockKey { object, index: *block };
                 let place = index.place(*number, *block);
@@ -395,6 +407,9 @@ impl Inner {
             }
         }
         self.pump();
+        if !asked.data {
+            here.into_iter().for_each(|(number, block)| arrived(number, block, Bytes::new()));
+        }
         for (number, block, receiver) in waiting {
             let data = self.wait(receiver, *index.blob(), asked.no_progress).await?;
             arrived(number, block, data);
@@ -435,6 +450,7 @@ impl Inner {
                         _ => {
                             if let Some(blob) = self.state().blobs.get_mut(&blob) {
                                 blob.stalled = Some(Instant::now());
+                                blob.stuck.notify_waiters();
                             }
                             return Err(FetchError::NoProgress(no_progress));
                         }
@@ -457,7 +473,7 @@ impl Inner {
     /// Starts as many runs as the limits allow.
     fn pump(self: &Arc<Self>) {
         loop {
-            let (run, index) = {
+            let (run, index, stuck) = {
                 let mut guard = self.state();
                 let state = &mut *guard;
                 let (now, blobs) = (Instant::now(), &state.blobs);
@@ -469,13 +485,13 @@ impl Inner {
                 };
                 let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
                 let Some(blob) = state.blobs.get(&run.blob) else { return };
-                (run, Arc::clone(&blob.index))
+                (run, Arc::clone(&blob.index), Arc::clone(&blob.stuck))
             };
-            self.handle.spawn(Arc::clone(self).run(run, index));
+            self.handle.spawn(Arc::clone(self).run(run, index, stuck));
         }
     }
 
-    async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>) {
+    async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>, stuck: Arc<Notify>) {
         debug!(blob = %run.blob, stream = ?run.stream, class = ?run.class, "run");
         let whole = self.source.is_sequential(&index);
         let sink = Arc::new(RunSink {
@@ -484,7 +500,10 @@ impl Inner {
             run: run.id,
             whole,
         });
-        let result = self.source.fetch(index, run.stream, sink).await;
+        let result = tokio::select! {
+            result = self.source.fetch(index, run.stream, sink) => result,
+            () = stuck.notified() => Err(SourceError::Transient("nothing comes any more".into())),
+        };
         let mut failed = Vec::new();
         let mut retry = None;
         {
@@ -524,6 +543,7 @@ impl State {
             not_before: None,
             last_progress: Instant::now(),
             stalled: None,
+            stuck: Arc::default(),
         });
     }
 }

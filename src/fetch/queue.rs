@@ -312,7 +312,11 @@ impl<W> WantQueue<W> {
                 && flight.position <= place.stream.start
                 && place.entry < flight.end;
             let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
-            let patience = if flight.class <= class { RUN_READER } else { DUPLICATE_DISTANCE };
+            let patience = match flight.class {
+                Class::Urgent | Class::Sequential => RUN_READER,
+                bulk if bulk <= class => RUN_BULK,
+                _ => DUPLICATE_DISTANCE,
+            };
             passes && until <= patience
         })
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::assemble::{Assembler, CutState, RawBlock};
 use super::index::LayerIndex;
@@ -77,7 +78,8 @@ impl Parked {
         let (index, _) = parked
             .iter()
             .enumerate()
-            .filter(|(_, (of, s))| of == blob && at(s) > point && at(s) <= stream)
+            .filter(|(_, (of, s))| of == blob && at(s) > point)
+            .filter(|(_, (_, s))| at(s) <= stream || s.cut.has_begun(stream))
             .max_by_key(|(_, (_, s))| at(s))?;
         parked.remove(index).map(|(_, stopped)| stopped)
     }
@@ -154,6 +156,7 @@ impl RunIn<'_> {
             let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
+            debug!(%blob, ?range, stream = ?stream, at = decoder.span.stream_offset(), "request");
             let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
                 // The answer begins at the blob's start: so does the decoder. All
