@@ -308,9 +308,10 @@ impl<W> WantQueue<W> {
     /// same span before it: a run of its own would read the same bytes again.
     fn is_coming(&self, place: &Place, class: Class) -> bool {
         self.flights.values().any(|flight| {
-            let passes = flight.blob == place.blob
-                && flight.position <= place.stream.start
-                && place.entry < flight.end;
+            // A run reads somewhat beyond its end.
+            let ahead = flight.position <= place.stream.start || flight.end <= place.stream.start;
+            let passes =
+                flight.blob == place.blob && ahead && place.entry < flight.end.max(flight.position);
             let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
             let patience = match flight.class {
                 Class::Urgent | Class::Sequential => RUN_READER,
