@@ -230,7 +230,7 @@ impl<W> WantQueue<W> {
             .map(|((class, _), key)| (*class, *key))?;
         let blob = self.wants[&first].place.blob;
         let limit = if class <= Class::Sequential { RUN_READER } else { RUN_BULK };
-        let (keys, mut stream) = self.gather(first, limit);
+        let (keys, mut stream) = self.gather(first, class, limit);
         if whole(&blob) {
             stream = 0..u64::MAX;
         }
@@ -342,7 +342,7 @@ impl<W> WantQueue<W> {
 
     /// Collects the queued wants around `first` in stream order that one run
     /// shall bring, and the stretch they cover.
-    fn gather(&self, first: BlockKey, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
+    fn gather(&self, first: BlockKey, class: Class, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
         let place = &self.wants[&first].place;
         let mut stream = place.stream.clone();
         let mut keys = vec![first];
@@ -354,7 +354,7 @@ impl<W> WantQueue<W> {
             let next = &self.wants[key].place;
             // Entering anew would read from `entry` on anyway.
             let near = next.stream.start <= stream.end + GAP || next.entry < stream.end;
-            if *blob != place.blob || !near {
+            if *blob != place.blob || !near || self.is_coming(next, class) {
                 break;
             }
             let last = keys.last().map_or(0, |last| self.wants[last].place.stream.start);
@@ -376,7 +376,8 @@ impl<W> WantQueue<W> {
         for (blob, start, key) in self.by_place.range(..here).rev() {
             let before = &self.wants[key].place;
             let near = before.stream.end + GAP >= stream.start || *start >= place.entry;
-            if *blob != place.blob || !near || stream.end - *start > limit {
+            let too_long = stream.end - *start > limit;
+            if *blob != place.blob || !near || too_long || self.is_coming(before, class) {
                 break;
             }
             stream.start = *start;
