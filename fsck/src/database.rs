@@ -156,18 +156,6 @@ impl Snapshot {
         guarded(|| self.table(table)?.len().map_err(redb_error))
     }
 
-    /// Whether any key of the table begins with `prefix`.
-    pub(crate) fn any(&self, table: Table, prefix: &[u8]) -> Result<bool, DatabaseError> {
-        guarded(|| {
-            let open = self.table(table)?;
-            let mut rows = open.range::<&[u8]>(prefix..).map_err(redb_error)?;
-            match rows.next() {
-                None => Ok(false),
-                Some(row) => Ok(row.map_err(redb_error)?.0.value().starts_with(prefix)),
-            }
-        })
-    }
-
     /// Visits the rows whose key begins with `prefix`, in order, with their
     /// payload or what is wrong with it.
     pub(crate) fn scan<E: From<DatabaseError>>(

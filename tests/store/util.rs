@@ -88,3 +88,11 @@ pub fn read_all(store: &Store, content: &Content) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     store.read_at(&content.spec.id(), 0, content.data.len(), &mut out).unwrap().then_some(out)
 }
+
+/// A directory in memory where there is one: the sweeps write a lot that
+/// nobody wants to keep.
+pub fn scratch() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    let made = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+    made.or_else(|_| tempfile::tempdir()).unwrap()
+}

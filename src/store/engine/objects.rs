@@ -307,7 +307,7 @@ impl Inner {
             if slot.gone || slot.handle.is_some() {
                 return Ok(());
             }
-            let opened = if make && !entry.disk().has_files() {
+            let opened = if make && !entry.disk().data_made {
                 Err(std::io::ErrorKind::NotFound.into())
             } else {
                 self.device.open(&path, mode)
@@ -316,7 +316,7 @@ impl Inner {
                 Ok(file) => file,
                 Err(e) if make && e.kind() == std::io::ErrorKind::NotFound => {
                     self.meta.sync_objects()?;
-                    entry.make_files(&*self.device)?
+                    entry.make_file(&*self.device)?
                 }
                 Err(e) => return Err(e.into()),
             };

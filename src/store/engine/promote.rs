@@ -114,6 +114,7 @@ impl Inner {
             let mut disk = entry.disk();
             *disk = DiskState {
                 complete: true,
+                data_made: true,
                 seal: stat.unwrap_or_default(),
                 ..DiskState::default()
             };

@@ -15,7 +15,7 @@ use super::meta::{Batch, View};
 use super::objects::object_record;
 use super::{Inner, Store, open};
 use crate::store::format::keys;
-use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::layout::{bits_path, bits_temp_path, data_path, object_dir};
 use crate::store::format::records::ContentRecord;
 use crate::store::format::tables::{INDEXED_BLOCKS_MAX, Table};
 use crate::types::ObjectId;
@@ -139,6 +139,7 @@ impl Inner {
                 entry.verified.clear_all();
             }
             self.device.unlink(&bits_path(id))?;
+            self.device.unlink(&bits_temp_path(id))?;
             self.device.unlink(&data_path(id))?;
             self.dirty.forget(id);
             self.cache.remove(id);
