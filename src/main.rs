@@ -1,3 +1,5 @@
 //! The `peersync` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    peersync::cli::main()
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mount::IndexMode;
+
 /// The socket's name in the store's directory.
 pub const SOCKET: &str = "control.sock";
 
@@ -43,8 +45,13 @@ pub enum Request {
         /// As in [`Request::Pull`].
         plain_http: bool,
     },
-    /// What the objects of the store are and which blocks are there, a line each.
-    Inventory,
+    /// What the objects of the store are and which blocks are there: lines as
+    /// `store::format::inventory` describes them.
+    Inventory {
+        /// One object only: 64 hexadecimal digits.
+        #[serde(default)]
+        object: Option<String>,
+    },
 }
 
 /// What to mount, where and how.
@@ -62,20 +69,6 @@ pub struct MountArgs {
     pub suid: bool,
     /// Honour device nodes.
     pub dev: bool,
-}
-
-/// Whether a mount may wait for a first pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "node", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum IndexMode {
-    /// Use an index where there is one, else build it in one pass.
-    #[default]
-    Auto,
-    /// Build every index on this node.
-    Never,
-    /// Fail where there is no index, rather than read the whole image.
-    Require,
 }
 
 /// What the owner answers; the last line is one that ends the request.
@@ -117,21 +110,17 @@ pub enum Event {
         /// Bytes of all its blobs.
         bytes: u64,
     },
-    /// One object of the inventory, as the store describes it.
-    Object {
-        /// A record of the store's own.
-        object: serde_json::Value,
-    },
-    /// The inventory is complete.
-    InventoryEnd,
     /// The request failed.
     Failed(Failure),
+    /// A line of the inventory, which has a form of its own.
+    #[serde(untagged)]
+    Line(serde_json::Value),
 }
 
 impl Event {
     /// Whether the request is answered with this.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Progress(_) | Self::Note { .. } | Self::Object { .. })
+        !matches!(self, Self::Progress(_) | Self::Note { .. })
     }
 }
 

@@ -41,6 +41,11 @@ impl Events {
         let _ = self.0.try_send(event);
     }
 
+    /// As [`Events::send`], from a thread that may block.
+    pub fn send_blocking(&self, event: Event) -> bool {
+        self.0.blocking_send(event).is_ok()
+    }
+
     /// Sends an event that must not be dropped; `false`: the client is gone.
     pub async fn send(&self, event: Event) -> bool {
         self.0.send(event).await.is_ok()

@@ -138,7 +138,10 @@ impl Inner {
                 return Ok(out);
             }
         }
-        Err(ReadError::Store(format!("object {}: blocks turn out bad again and again", request.object)))
+        Err(ReadError::Store(format!(
+            "object {}: blocks turn out bad again and again",
+            request.object
+        )))
     }
 
     /// Puts the span together from what was fetched and what was here; `false`
@@ -154,7 +157,9 @@ impl Inner {
         let end = request.offset + u64::from(request.len);
         let mut buffer = Vec::new();
         for index in blocks {
-            let Some(entry) = spec.block(index) else { return Err(ReadError::Unknown(request.object)) };
+            let Some(entry) = spec.block(index) else {
+                return Err(ReadError::Unknown(request.object));
+            };
             let from = request.offset.max(entry.offset);
             let to = end.min(entry.offset + u64::from(entry.len));
             if let Some(data) = fetched.get(&index) {
@@ -179,7 +184,7 @@ impl Inner {
         buf: &mut Vec<u8>,
     ) -> Result<bool, ReadError> {
         self.store
-            .read_at(object, offset, len, buf)
+            .read_at(object, offset, len as usize, buf)
             .map_err(|error| ReadError::Store(error.to_string()))
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::admin::IndexMode;
+use crate::mount::IndexMode;
 
 /// Use container images and model weights before they are downloaded.
 #[derive(Parser)]

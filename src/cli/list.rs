@@ -45,7 +45,8 @@ pub(super) fn index_show(owner: &Owner, image: &str) -> Result<(), Exit> {
     };
     let known = |known: &&ImageInfo| known.image == image || known.image == canonical(&image);
     let Some(found) = images.iter().find(known) else {
-        let message = format!("{image} is not known here: `peersync index build {image}` makes its index");
+        let message =
+            format!("{image} is not known here: `peersync index build {image}` makes its index");
         return Err(Exit::new(FailureKind::NotFound, message));
     };
     let of_image = |id: &String| layers.iter().find(|layer| layer.diff_id == *id).cloned();
@@ -82,7 +83,8 @@ pub(super) fn layer_table(layers: &[LayerInfo]) -> String {
             if layer.lazy { "yes" } else { "no: one zstd frame" }.to_owned(),
         ]
     });
-    let heads = ["LAYER", "COMPRESSION", "INDEX", "SIZE", "NODES", "CONTENT", "HERE", "LAZY FROM REGISTRY"];
+    let heads =
+        ["LAYER", "COMPRESSION", "INDEX", "SIZE", "NODES", "CONTENT", "HERE", "LAZY FROM REGISTRY"];
     table(heads, rows)
 }
 
@@ -96,7 +98,11 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Exit> {
 fn status_text(status: &Status) -> String {
     let mut text = String::new();
     let store = &status.store;
-    let _ = writeln!(text, "peersync  {} (process {}, up {} s)", status.version, status.pid, status.uptime_seconds);
+    let _ = writeln!(
+        text,
+        "peersync  {} (process {}, up {} s)",
+        status.version, status.pid, status.uptime_seconds
+    );
     let _ = writeln!(
         text,
         "store     {}: {} objects, {} here, {} free",
@@ -113,7 +119,13 @@ fn status_text(status: &Status) -> String {
         let _ = writeln!(text, "mount     {} on {}", image, mount.dir.display());
     }
     for work in &status.work {
-        let _ = writeln!(text, "working   {} {} of {} bytes", short(&work.layer), work.done, work.total);
+        let _ = writeln!(
+            text,
+            "working   {} {} of {} bytes",
+            short(&work.layer),
+            work.done,
+            work.total
+        );
     }
     text
 }
@@ -121,7 +133,8 @@ fn status_text(status: &Status) -> String {
 /// Columns as wide as their widest cell.
 fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(heads.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
@@ -145,5 +158,8 @@ fn short(digest: &str) -> String {
 }
 
 fn canonical(image: &str) -> String {
-    image.parse::<crate::oci::Reference>().map(|r| r.to_string()).unwrap_or_else(|_| image.to_owned())
+    image
+        .parse::<crate::oci::Reference>()
+        .map(|r| r.to_string())
+        .unwrap_or_else(|_| image.to_owned())
 }

@@ -9,7 +9,7 @@ use super::owner::Owner;
 use super::progress::Bars;
 use crate::admin::{Event, FailureKind, MountArgs, Request};
 
-pub(super) fn mount(owner: &Owner, mount: Mount) -> Result<(), Exit> {
+pub(super) fn mount(owner: &Owner, mount: &Mount) -> Result<(), Exit> {
     let usage = |message: String| Exit::new(FailureKind::Usage, message);
     let dir = mount
         .dir
@@ -50,8 +50,11 @@ fn stay(dir: &Path) -> Result<(), Exit> {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         // The kernel marks the mount table as readable for errors when it changes.
         let table = std::fs::File::open("/proc/self/mountinfo").map_err(failed)?;
-        let table = tokio::io::unix::AsyncFd::with_interest(table, tokio::io::Interest::PRIORITY)
-            .map_err(failed)?;
+        // SAFETY: the file is owned by the registration and stays open as long.
+        let table = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(table, tokio::io::Interest::PRIORITY)
+        };
+        let table = table.map_err(|error| Exit::new(FailureKind::Failed, error))?;
         loop {
             if !is_mount_point(dir) {
                 return Ok(());
@@ -74,11 +77,13 @@ pub(super) fn umount(dir: &Path, lazy: bool) -> Result<(), Exit> {
         return Err(Exit::new(FailureKind::NotFound, message));
     }
     crate::fuse::unmount(&dir, lazy).map_err(|error| {
-        let hint = match error.raw_os_error() {
-            Some(nix::libc::EBUSY) => ": a process uses it (see `fuser -m`); --lazy detaches it now",
+        let hint = match error {
+            crate::fuse::UnmountError::Busy(_) => {
+                " (`fuser -m` shows by whom; --lazy detaches it now)"
+            }
             _ => "",
         };
-        Exit::new(FailureKind::Failed, format!("{}: {error}{hint}", dir.display()))
+        Exit::new(FailureKind::Failed, format!("{error}{hint}"))
     })
 }
 
@@ -116,9 +121,9 @@ pub(super) fn absolute_image(image: &str) -> Result<String, Exit> {
         Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
         _ => (layout, None),
     };
-    let dir = Path::new(dir).canonicalize().map_err(|error| {
-        Exit::new(FailureKind::NotFound, format!("OCI layout {dir}: {error}"))
-    })?;
+    let dir = Path::new(dir)
+        .canonicalize()
+        .map_err(|error| Exit::new(FailureKind::NotFound, format!("OCI layout {dir}: {error}")))?;
     let dir = dir.to_str().ok_or_else(|| {
         Exit::new(FailureKind::Usage, format!("OCI layout {}: not UTF-8", dir.display()))
     })?;

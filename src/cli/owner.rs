@@ -13,11 +13,10 @@ use super::Exit;
 use super::args::Args;
 use crate::admin::{Client, Event, FailureKind, Request, connect};
 use crate::config::Config;
+use crate::store::format::layout::OWNER_LOG as LOG;
 
 /// The line by which a started owner says that it listens.
 pub(super) const READY: &str = "ready";
-/// Where a started owner logs, in the store's directory.
-pub(super) const LOG: &str = "owner.log";
 /// A log longer than this is begun anew when an owner starts.
 const LOG_MAX: u64 = 1 << 20;
 /// Starts of an owner before giving up: another command's owner can end
@@ -37,7 +36,8 @@ impl Owner {
     /// Reads the configuration and finds the store.
     pub(super) fn from_args(args: &Args) -> Result<Self, Exit> {
         let usage = |error: &dyn std::fmt::Display| Exit::new(FailureKind::Usage, error);
-        let config = Config::load(args.config.as_deref(), std::env::vars()).map_err(|e| usage(&e))?;
+        let config =
+            Config::load(args.config.as_deref(), std::env::vars()).map_err(|e| usage(&e))?;
         let store = match &args.store {
             Some(dir) => std::path::absolute(dir).map_err(|e| usage(&e))?,
             None if nix::unistd::geteuid().is_root() => config.store.path.clone(),
@@ -56,7 +56,11 @@ impl Owner {
 
     /// Sends a request to the store's owner, and gives every event to `seen`
     /// until the last one, which is the result.
-    pub(super) fn ask(&self, request: &Request, mut seen: impl FnMut(&Event)) -> Result<Event, Exit> {
+    pub(super) fn ask(
+        &self,
+        request: &Request,
+        mut seen: impl FnMut(&Event),
+    ) -> Result<Event, Exit> {
         runtime()?.block_on(async {
             let mut client = Client::request(self.reach().await?, request).await?;
             loop {
@@ -76,7 +80,8 @@ impl Owner {
                 Ok(stream) => return Ok(stream),
                 Err(error) if is_absent(&error) => self.start()?,
                 Err(error) => {
-                    let message = format!("store {}: control socket: {error}", self.store.display());
+                    let message =
+                        format!("store {}: control socket: {error}", self.store.display());
                     return Err(Exit::new(FailureKind::Failed, message));
                 }
             }
@@ -92,7 +97,10 @@ impl Owner {
     /// Starts an owner and waits until it listens, or says why it can't.
     fn start(&self) -> Result<(), Exit> {
         let failed = |what: &str, error: io::Error| {
-            Exit::new(FailureKind::Failed, format!("store {}: {what}: {error}", self.store.display()))
+            Exit::new(
+                FailureKind::Failed,
+                format!("store {}: {what}: {error}", self.store.display()),
+            )
         };
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -124,7 +132,9 @@ impl Owner {
             )),
             message => match serde_json::from_str::<crate::admin::Failure>(message) {
                 // Another command's owner was faster.
-                Ok(failure) if failure.kind == FailureKind::Usage && connectable(&self.store) => Ok(()),
+                Ok(failure) if failure.kind == FailureKind::Usage && connectable(&self.store) => {
+                    Ok(())
+                }
                 Ok(failure) => Err(failure.into()),
                 Err(_) => Err(Exit::new(FailureKind::Failed, message)),
             },
@@ -155,7 +165,8 @@ fn connectable(store: &Path) -> bool {
 }
 
 fn user_store() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .map(|data| data.join("peersync"))

@@ -74,7 +74,12 @@ impl Bars {
         if known != Some(progress.stage) {
             let hidden = (progress.stage, ProgressBar::hidden());
             self.bars.insert(progress.layer.clone(), hidden);
-            eprintln!("{} {} ({} bytes)", short(&progress.layer), name(progress.stage), progress.total);
+            eprintln!(
+                "{} {} ({} bytes)",
+                short(&progress.layer),
+                name(progress.stage),
+                progress.total
+            );
         }
     }
 }

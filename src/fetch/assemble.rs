@@ -26,7 +26,7 @@ pub struct Stretch {
 
 /// A block as it came out of the stream, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawBlock {
+pub(super) struct RawBlock {
     /// Number of the object in the layer.
     pub object: u32,
     /// Number of the block in the object.
@@ -37,7 +37,7 @@ pub struct RawBlock {
 
 /// Cuts blocks out of a stream that is fed in order. Holds at most one open
 /// block per object that is interleaved at a place: the bundle's and one file's.
-pub struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
+pub(super) struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
     specs: &'a [std::sync::Arc<ObjectSpec>],
     stretches: Peekable<I>,
     /// Stream offset of the next byte to be fed.
@@ -47,7 +47,7 @@ pub struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
 }
 
 /// An assembler that has been put aside between two stretches of its stream.
-pub struct CutState {
+pub(super) struct CutState {
     position: u64,
     open: HashMap<u32, Open>,
 }
@@ -68,7 +68,7 @@ where
     /// Starts at stream offset `position`. `stretches` are those from there on,
     /// in order; one that began before may come first. `needed` says whether a
     /// block (object, index) is of use.
-    pub fn new(
+    pub(super) fn new(
         specs: &'a [std::sync::Arc<ObjectSpec>],
         stretches: I,
         position: u64,
@@ -78,7 +78,7 @@ where
     }
 
     /// Goes on where [`Assembler::pause`] stopped.
-    pub fn resume(
+    pub(super) fn resume(
         specs: &'a [std::sync::Arc<ObjectSpec>],
         stretches: I,
         state: CutState,
@@ -89,17 +89,17 @@ where
     }
 
     /// Puts the assembler aside.
-    pub fn pause(self) -> CutState {
+    pub(super) fn pause(self) -> CutState {
         CutState { position: self.position, open: self.open }
     }
 
     /// The stream offset of the next byte.
-    pub fn position(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.position
     }
 
     /// Takes the next bytes of the stream; whole blocks go to `out`.
-    pub fn feed(&mut self, mut data: &[u8], out: &mut impl FnMut(RawBlock)) {
+    pub(super) fn feed(&mut self, mut data: &[u8], out: &mut impl FnMut(RawBlock)) {
         while let Some(stretch) = self.stretches.peek().copied() {
             let end = stretch.stream + stretch.len;
             if stretch.len == 0 || end <= self.position {

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::index::{LayerIndex, Located, Locator};
 use super::local;
-use super::queue::{Added, BlockKey, Class, InterestId, Limits, Run, RunId, WantQueue};
+use super::queue::{Added, BlockKey, Class, InterestId, Limits, RUN_BULK, Run, RunId, WantQueue};
 use super::source::{BlockSink, BlockSource, SourceError};
 use crate::store::Store;
 use crate::telemetry::Counters;
@@ -44,7 +45,59 @@ pub enum FetchError {
     Closed,
 }
 
-type Waiter = oneshot::Sender<Result<(u32, Bytes), FetchError>>;
+/// How blocks are asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    class: Class,
+    no_progress: Duration,
+    /// Whether the bytes are wanted too, or only to be in the store.
+    data: bool,
+}
+
+struct Waiter {
+    data: bool,
+    sender: oneshot::Sender<Result<Bytes, FetchError>>,
+}
+
+/// A block that is not here, and where its bytes begin in the layer's stream.
+struct Missing {
+    number: u32,
+    index: u32,
+    len: u64,
+    stream: u64,
+}
+
+/// All blocks of a layer that are not here, in the order of its stream.
+fn missing(store: &Store, layer: &LayerIndex) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    for ((object, spec), number) in layer.objects().iter().zip(layer.specs()).zip(0..) {
+        for index in store.missing(object, 0..spec.block_count()) {
+            let len = spec.block(index).map_or(0, |b| b.len).into();
+            let stream = layer.place(number, index).stream.start;
+            missing.push(Missing { number, index, len, stream });
+        }
+    }
+    missing.sort_unstable_by_key(|m| m.stream);
+    missing
+}
+
+/// Cuts blocks in stream order into groups that one run can bring.
+fn groups(missing: &[Missing]) -> Vec<Vec<(u32, u32)>> {
+    let mut groups: Vec<Vec<(u32, u32)>> = Vec::new();
+    let mut start = 0;
+    for block in missing {
+        match groups.last_mut() {
+            Some(group) if block.stream - start < RUN_BULK / 2 => {
+                group.push((block.number, block.index));
+            }
+            _ => {
+                start = block.stream;
+                groups.push(vec![(block.number, block.index)]);
+            }
+        }
+    }
+    groups
+}
 
 /// Fetches blocks that are not here.
 pub struct Engine {
@@ -114,55 +167,53 @@ impl Engine {
         blocks: Vec<u32>,
         no_progress: Duration,
     ) -> Result<HashMap<u32, Bytes>, FetchError> {
-        self.fetch_as(object, blocks, Class::Urgent, no_progress).await
-    }
-
-    /// As [`Engine::fetch`], in another class.
-    ///
-    /// # Errors
-    /// As [`Engine::fetch`].
-    pub async fn fetch_as(
-        &self,
-        object: ObjectId,
-        blocks: Vec<u32>,
-        class: Class,
-        no_progress: Duration,
-    ) -> Result<HashMap<u32, Bytes>, FetchError> {
         if blocks.is_empty() {
             return Ok(HashMap::new());
         }
+        let located = self.inner.locate(object).await?;
+        let (here, missing) = self.inner.look_locally(&located, blocks).await?;
+        let here = Mutex::new(here);
+        let wanted: Vec<_> = missing.into_iter().map(|index| (located.number, index)).collect();
+        let take = |_: u32, index: u32, data: Bytes| {
+            here.lock().unwrap_or_else(PoisonError::into_inner).insert(index, data);
+        };
+        let whom = Asked { class: Class::Urgent, no_progress, data: true };
+        self.inner.bring(&located.index, &wanted, whom, &take).await?;
+        Ok(here.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Fetches everything that is missing of a layer's content, in the order of
+    /// its stream. `told` hears how many bytes are here.
+    ///
+    /// # Errors
+    /// As [`Engine::fetch`].
+    pub async fn complete(
+        &self,
+        index: &Arc<LayerIndex>,
+        no_progress: Duration,
+        told: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), FetchError> {
         let inner = &self.inner;
-        let located = inner.locate(object).await?;
-        let (mut here, missing) = inner.look_locally(&located, blocks).await?;
-        if missing.is_empty() {
-            return Ok(here);
-        }
-        let blob = *located.index.blob();
-        let interest = inner.interest();
-        let _guard = Interest { inner, id: interest };
-        let mut waiting = Vec::with_capacity(missing.len());
-        {
-            let mut state = inner.state();
-            if state.closed {
-                return Err(FetchError::Closed);
-            }
-            state.touch(&located.index);
-            for index in missing {
-                let (sender, receiver) = oneshot::channel();
-                let key = BlockKey { object, index };
-                let place = located.index.place(located.number, index);
-                match state.queue.add(key, place, class, interest, Some(sender)) {
-                    Added::Full => return Err(FetchError::Store("too much is wanted at once".into())),
-                    Added::New | Added::Joined => waiting.push(receiver),
+        let (store, layer) = (Arc::clone(&inner.store), Arc::clone(index));
+        let missing = blocking(move || Ok(missing(&store, &layer))).await?;
+        let lacking: u64 = missing.iter().map(|m| m.len).sum();
+        let here = AtomicU64::new(index.content_bytes().saturating_sub(lacking));
+        told(here.load(Ordering::Relaxed));
+        let groups = stream::iter(groups(&missing)).map(Ok::<_, FetchError>);
+        let whom = Asked { class: Class::Background, no_progress, data: false };
+        groups
+            .try_for_each_concurrent(inner.limits.bulk, |group| {
+                let (here, whom) = (&here, whom);
+                async move {
+                    let arrived = |number: u32, block: u32, _: Bytes| {
+                        let len = index.specs()[number as usize].block(block).map_or(0, |b| b.len);
+                        told(here.fetch_add(len.into(), Ordering::Relaxed) + u64::from(len));
+                    };
+                    let left = inner.dedup(index, group, &arrived).await?;
+                    inner.bring(index, &left, whom, &arrived).await
                 }
-            }
-        }
-        inner.pump();
-        for receiver in waiting {
-            let (index, data) = inner.wait(receiver, blob, no_progress).await?;
-            here.insert(index, data);
-        }
-        Ok(here)
+            })
+            .await
     }
 
     /// Asks for blocks ahead of a stream, until [`Engine::close_stream`].
@@ -182,7 +233,9 @@ impl Engine {
                 for index in missing {
                     let place = located.index.place(located.number, index);
                     let key = BlockKey { object, index };
-                    if state.queue.add(key, place, class, stream_interest(stream), None) == Added::Full {
+                    if state.queue.add(key, place, class, stream_interest(stream), None)
+                        == Added::Full
+                    {
                         break;
                     }
                 }
@@ -207,6 +260,14 @@ impl Engine {
     pub async fn layer(&self, blob: Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.locator.layer(&blob)).await
+    }
+
+    /// As [`Engine::layer`], where waiting for the disk is allowed.
+    ///
+    /// # Errors
+    /// As [`Engine::layer`].
+    pub fn layer_now(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
+        self.inner.locator.layer(blob)
     }
 
     /// Takes no more wants, and fails those that wait.
@@ -278,6 +339,67 @@ impl Inner {
         .await
     }
 
+    /// As [`Inner::look_locally`], over blocks of several objects; gives what
+    /// is still missing.
+    async fn dedup(
+        self: &Arc<Self>,
+        index: &Arc<LayerIndex>,
+        blocks: Vec<(u32, u32)>,
+        arrived: &(dyn Fn(u32, u32, Bytes) + Send + Sync),
+    ) -> Result<Vec<(u32, u32)>, FetchError> {
+        let mut left = Vec::new();
+        for run in blocks.chunk_by(|a, b| a.0 == b.0) {
+            let number = run[0].0;
+            let Some(object) = index.object(number) else { continue };
+            let located = Located { object, number, index: Arc::clone(index) };
+            let blocks = run.iter().map(|(_, block)| *block).collect();
+            let (here, missing) = self.look_locally(&located, blocks).await?;
+            here.into_iter().for_each(|(block, data)| arrived(number, block, data));
+            left.extend(missing.into_iter().map(|block| (number, block)));
+        }
+        Ok(left)
+    }
+
+    /// Wants blocks (object number, block number) of a layer and waits until
+    /// each has come.
+    async fn bring(
+        self: &Arc<Self>,
+        index: &Arc<LayerIndex>,
+        blocks: &[(u32, u32)],
+        asked: Asked,
+        arrived: &(dyn Fn(u32, u32, Bytes) + Send + Sync),
+    ) -> Result<(), FetchError> {
+        let interest = self.interest();
+        let _guard = Interest { inner: self, id: interest };
+        let mut waiting = Vec::with_capacity(blocks.len());
+        {
+            let mut state = self.state();
+            if state.closed {
+                return Err(FetchError::Closed);
+            }
+            state.touch(index);
+            for (number, block) in blocks {
+                let Some(object) = index.object(*number) else { continue };
+                let (sender, receiver) = oneshot::channel();
+                let key = BlockKey { object, index: *block };
+                let place = index.place(*number, *block);
+                let waiter = Waiter { data: asked.data, sender };
+                match state.queue.add(key, place, asked.class, interest, Some(waiter)) {
+                    Added::Full => {
+                        return Err(FetchError::Store("too much is wanted at once".into()));
+                    }
+                    Added::New | Added::Joined => waiting.push((*number, *block, receiver)),
+                }
+            }
+        }
+        self.pump();
+        for (number, block, receiver) in waiting {
+            let data = self.wait(receiver, *index.blob(), asked.no_progress).await?;
+            arrived(number, block, data);
+        }
+        Ok(())
+    }
+
     /// Stores a block. A full disk is no reason to fail the reader.
     fn keep(&self, object: ObjectId, index: u32, block: &VerifiedBlock) {
         if let Err(error) = self.store.put_block(&object, index, block) {
@@ -288,16 +410,17 @@ impl Inner {
     fn deliver(&self, key: BlockKey, data: &Bytes) {
         let waiters = self.state().queue.delivered(&key);
         for waiter in waiters {
-            let _ = waiter.send(Ok((key.index, data.clone())));
+            let data = if waiter.data { data.clone() } else { Bytes::new() };
+            let _ = waiter.sender.send(Ok(data));
         }
     }
 
     async fn wait(
         &self,
-        mut receiver: oneshot::Receiver<Result<(u32, Bytes), FetchError>>,
+        mut receiver: oneshot::Receiver<Result<Bytes, FetchError>>,
         blob: Digest,
         no_progress: Duration,
-    ) -> Result<(u32, Bytes), FetchError> {
+    ) -> Result<Bytes, FetchError> {
         let mut deadline = tokio::time::Instant::now() + no_progress;
         loop {
             tokio::select! {
@@ -323,8 +446,9 @@ impl Inner {
                 let ready = |blob: &Digest| {
                     blobs.get(blob).is_some_and(|b| b.not_before.is_none_or(|at| at <= now))
                 };
-                let whole =
-                    |blob: &Digest| blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index));
+                let whole = |blob: &Digest| {
+                    blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index))
+                };
                 let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
                 let Some(blob) = state.blobs.get_mut(&run.blob) else { return };
                 blob.last_progress = now;
@@ -337,7 +461,12 @@ impl Inner {
     async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>) {
         debug!(blob = %run.blob, stream = ?run.stream, class = ?run.class, "run");
         let whole = self.source.is_sequential(&index);
-        let sink = Arc::new(RunSink { inner: Arc::clone(&self), index: Arc::clone(&index), run: run.id, whole });
+        let sink = Arc::new(RunSink {
+            inner: Arc::clone(&self),
+            index: Arc::clone(&index),
+            run: run.id,
+            whole,
+        });
         let result = self.source.fetch(index, run.stream, sink).await;
         let mut failed = Vec::new();
         let mut retry = None;
@@ -356,7 +485,7 @@ impl Inner {
             self.counters.registry_failures.add(1);
             warn!(blob = %run.blob, "fetch: {error}");
             for waiter in failed {
-                let _ = waiter.send(Err(FetchError::Source(error.clone())));
+                let _ = waiter.sender.send(Err(FetchError::Source(error.clone())));
             }
         }
         if let Some(pause) = retry {

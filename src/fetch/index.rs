@@ -1,20 +1,25 @@
 //! Layer indexes in memory: where each block lies in a blob's stream.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
 
 use super::assemble::Stretch;
 use super::engine::FetchError;
 use super::queue::Place;
 use crate::layer::root::LayerRoot;
-use crate::layer::seek::SeekTable;
-use crate::layer::skeleton::Layout;
+use crate::layer::seek::{Compression, SeekTable, Span};
+use crate::layer::skeleton::{Layout, SegmentKind, Skeleton};
 use crate::layer::tree::{NodeIx, NodeKind, Tree};
 use crate::store::Store;
 use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec};
 
 /// Most indexes kept in memory; of a 1 GiB layer one takes some MiB.
 const CACHED_MAX: usize = 128;
+/// What an estimated range reads beyond the estimate, in bytes.
+const SPARE: u64 = 32 << 10;
 
 /// What is needed to fetch blocks of one layer blob. Immutable.
 pub struct LayerIndex {
@@ -40,7 +45,7 @@ pub struct BundleFile {
 
 /// An object as one layer has it.
 #[derive(Clone)]
-pub struct Located {
+pub(super) struct Located {
     /// The object.
     pub object: ObjectId,
     /// Its number in the layer.
@@ -52,7 +57,7 @@ pub struct Located {
 impl LayerIndex {
     /// The blob.
     pub fn blob(&self) -> &Digest {
-        &self.root.blob
+        &self.root.body().blob
     }
 
     /// The signed root.
@@ -68,6 +73,11 @@ impl LayerIndex {
     /// Length of the uncompressed stream in bytes.
     pub fn stream_length(&self) -> u64 {
         self.seek.stream_length()
+    }
+
+    /// Bytes of all objects.
+    pub fn content_bytes(&self) -> u64 {
+        self.specs.iter().map(|spec| spec.length()).sum()
     }
 
     /// The object of that number.
@@ -93,22 +103,57 @@ impl LayerIndex {
     /// Where block `index` of object `number` lies in the stream. For a block
     /// that does not exist: nowhere, an empty stretch.
     pub fn place(&self, number: u32, index: u32) -> Place {
-        let entry = self.specs.get(number as usize).and_then(|spec| spec.block(index));
-        let stream = entry.map_or(0..0, |b| {
-            self.layout.stream_extent(number, b.offset..b.offset + u64::from(b.len)).unwrap_or(0..0)
+        let block = self.specs.get(number as usize).and_then(|spec| spec.block(index));
+        let ranges = block.map_or_else(Vec::new, |b| {
+            self.layout.stream_ranges(number, b.offset..b.offset + u64::from(b.len))
         });
-        let entry = self.seek.entry(stream.start);
-        Place { blob: self.root.blob, stream, entry }
+        let start = ranges.first().map_or(0, |r| r.stream_offset);
+        let end = ranges.last().map_or(0, |r| r.stream_offset + r.len);
+        Place { blob: *self.blob(), stream: start..end, entry: self.entry(start) }
     }
 
     /// The content in the stream from `position` on, in order.
     pub fn stretches(&self, position: u64) -> impl Iterator<Item = Stretch> + '_ {
-        self.layout.contents_from(position).map(|c| Stretch {
-            stream: c.stream_offset,
-            object: c.object,
-            offset: c.object_offset,
-            len: c.len,
+        self.layout.segments_in(position..self.stream_length()).filter_map(|s| match s.kind {
+            SegmentKind::Literal => None,
+            SegmentKind::Content { object, offset } => Some(Stretch {
+                stream: s.stream.start,
+                object,
+                offset,
+                len: s.stream.end - s.stream.start,
+            }),
         })
+    }
+
+    /// The nearest stream offset at or before the given one at which the blob
+    /// can be entered.
+    fn entry(&self, stream: u64) -> u64 {
+        match self.seek.compression() {
+            Compression::Plain => stream,
+            _ => {
+                let point = self.seek.point_at(stream).and_then(|n| self.seek.points().get(n));
+                point.map_or(0, |point| point.stream)
+            }
+        }
+    }
+
+    /// The span to decode for a stretch of the stream (not empty, inside the
+    /// stream), ending with the stretch, and how much of its blob bytes are
+    /// likely to be enough: between two points that is interpolated, with some
+    /// to spare.
+    pub fn span(&self, stream: Range<u64>) -> Option<(Span, u64)> {
+        let mut span = self.seek.cover(stream.clone())?;
+        let mut likely = span.blob.end;
+        let last = self.seek.point_at(stream.end - 1).and_then(|n| self.seek.span(n));
+        if let Some(last) = last {
+            let packed = u128::from(last.blob.end - last.blob.start);
+            let (part, whole) =
+                (stream.end - last.stream.start, last.stream.end - last.stream.start);
+            let guess = (packed * u128::from(part) / u128::from(whole.max(1))) as u64;
+            likely = (last.blob.start + guess + guess / 16 + SPARE).min(span.blob.end);
+        }
+        span.stream.end = stream.end;
+        Some((span, likely))
     }
 
     /// The files of the bundle that overlap a stretch of it.
@@ -123,7 +168,7 @@ impl LayerIndex {
 /// Files of the tree that lie in the bundle, in order. Files that were replaced
 /// by a later entry of the tar are not among them.
 fn bundle_files(tree: &Tree) -> Vec<BundleFile> {
-    let mut files: Vec<BundleFile> = (0..tree.len() as u32)
+    let mut files: Vec<BundleFile> = (0..tree.len())
         .map(NodeIx)
         .filter(|ix| tree.node(*ix).is_some_and(|n| n.kind == NodeKind::File))
         .filter_map(|ix| tree.file(ix))
@@ -136,7 +181,7 @@ fn bundle_files(tree: &Tree) -> Vec<BundleFile> {
 }
 
 /// Finds the layer of an object, and loads indexes from the store.
-pub struct Locator {
+pub(super) struct Locator {
     store: Arc<Store>,
     cache: Mutex<Cache>,
 }
@@ -151,12 +196,12 @@ struct Cache {
 
 impl Locator {
     /// A locator over the layers of a store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store, cache: Mutex::default() }
     }
 
     /// The object's layer if its index is in memory.
-    pub fn cached(&self, object: &ObjectId) -> Option<Located> {
+    pub(super) fn cached(&self, object: &ObjectId) -> Option<Located> {
         let cache = self.cache();
         let (blob, number) = cache.objects.get(object)?;
         let index = Arc::clone(cache.layers.get(blob)?);
@@ -167,7 +212,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where all indexes that have it are damaged.
-    pub fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
+    pub(super) fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
         let mut failed = None;
         for blob in self.store.homes(object).map_err(store_error)? {
             match self.layer(&blob) {
@@ -187,7 +232,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where a part of it is missing or damaged.
-    pub fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
+    pub(super) fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         if let Some(index) = self.cache().layers.get(blob) {
             return Ok(Some(Arc::clone(index)));
         }
@@ -225,15 +270,18 @@ fn load(store: &Store, root: &[u8]) -> Result<LayerIndex, FetchError> {
     };
     let root = LayerRoot::decode(root).map_err(|e| damaged("root", &e))?;
     let map = |part: &crate::layer::root::PartRef, what: &str| {
-        store.map_object(&part.id).map_err(|e| damaged(what, &e))
+        let map = store.map_object(&part.id).map_err(|e| damaged(what, &e))?;
+        map.ok_or_else(|| damaged(what, &"it is not here as a whole"))
     };
-    let blocks = map(&root.parts.blocks, "blocks")?;
+    let body = root.body();
+    let blocks = map(&body.blocks, "blocks")?;
     let specs = crate::layer::blocks::decode(blocks.as_ref()).map_err(|e| damaged("blocks", &e))?;
-    let seek = SeekTable::decode(map(&root.parts.seek, "seek")?.as_ref())
-        .map_err(|e| damaged("seek", &e))?;
-    let layout = Layout::decode(map(&root.parts.skeleton, "skeleton")?.as_ref())
-        .map_err(|e| damaged("skeleton", &e))?;
-    let tree = Tree::open(map(&root.parts.tree, "tree")?).map_err(|e| damaged("tree", &e))?;
+    let seek = Bytes::from_owner(map(&body.seek, "seek")?);
+    let seek = SeekTable::decode(&seek).map_err(|e| damaged("seek", &e))?;
+    let skeleton = Bytes::from_owner(map(&body.skeleton, "skeleton")?);
+    let skeleton = Skeleton::decode(&skeleton).map_err(|e| damaged("skeleton", &e))?;
+    let layout = skeleton.layout().clone();
+    let tree = Tree::open(map(&body.tree, "tree")?).map_err(|e| damaged("tree", &e))?;
     let specs: Vec<Arc<ObjectSpec>> = specs.into_iter().map(Arc::new).collect();
     let objects = specs.iter().map(|spec| spec.id()).collect();
     Ok(LayerIndex { root, objects, specs, seek, layout, tree, bundle: OnceLock::new() })

@@ -11,7 +11,7 @@ const BUNDLE: u32 = 0;
 
 /// Finds a block's bytes in other objects: the same block, or for a bundle the
 /// same files. Whatever is found is verified against the block's own hash.
-pub fn find(store: &Store, located: &Located, index: u32) -> Option<VerifiedBlock> {
+pub(super) fn find(store: &Store, located: &Located, index: u32) -> Option<VerifiedBlock> {
     let spec = located.index.specs().get(located.number as usize)?;
     let entry = spec.block(index)?;
     let same = || {
@@ -40,9 +40,9 @@ fn from_files(store: &Store, located: &Located, offset: u64, len: u64) -> Option
             return None;
         }
         let places = store.find_content(&file.hash).ok()?;
-        let part = places.iter().find_map(|place| {
-            let at = place.offset + (from - file.offset);
-            (place.length == file.length).then(|| read(store, place.object, at, to - from)).flatten()
+        let part = places.iter().find_map(|(object, offset, length)| {
+            let at = offset + (from - file.offset);
+            (*length == file.length).then(|| read(store, *object, at, to - from)).flatten()
         })?;
         out.extend_from_slice(&part);
     }
@@ -51,6 +51,6 @@ fn from_files(store: &Store, located: &Located, offset: u64, len: u64) -> Option
 
 fn read(store: &Store, object: crate::types::ObjectId, offset: u64, len: u64) -> Option<Bytes> {
     let mut data = Vec::with_capacity(len as usize);
-    let here = store.read_at(&object, offset, u32::try_from(len).ok()?, &mut data).ok()?;
+    let here = store.read_at(&object, offset, usize::try_from(len).ok()?, &mut data).ok()?;
     here.then(|| data.into())
 }

@@ -1,7 +1,25 @@
-//! The fetch engine.
+//! The fetch engine: what is wanted, from where it comes, how it gets here.
+//!
+//! [`queue`] and [`assemble`] decide and cut, without I/O; [`engine`] drives
+//! them; [`registry`] is the source of last resort; [`build`] is the first pass
+//! over a layer that nobody has an index of.
 
 mod assemble;
+mod build;
+mod engine;
+mod index;
+mod install;
+mod local;
 mod queue;
+mod registry;
+mod source;
+mod work;
 
-pub use assemble::{Assembler, RawBlock, Stretch};
-pub use queue::*;
+pub use build::{FirstPass, PassError};
+pub use engine::{Engine, FetchError};
+pub use index::LayerIndex;
+pub use install::{IndexParts, InstallError, check, install};
+pub use queue::Class;
+pub use registry::{Origins, Registries, RegistrySource};
+pub use source::{BlockSink, BlockSource, SourceError, SourceFuture};
+pub use work::{Board, Ticket, Work, WorkKind};

@@ -4,8 +4,8 @@
 //! before the run, read in one range request, decoded, and cut into blocks.
 //! Every block that passes whole is given on.
 
-use std::collections::HashSet;
-use std::ops::{ControlFlow, Range};
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::assemble::{Assembler, CutState, RawBlock};
 use super::index::LayerIndex;
 use super::source::{BlockSink, BlockSource, SourceError, SourceFuture};
+use crate::layer::seek::Compression;
 use crate::layer::span::{SpanDecoder, SpanError};
 use crate::oci::{BlobStream, ImageSource, Trouble};
 use crate::telemetry::Counters;
@@ -36,12 +37,50 @@ pub struct RegistrySource {
     counters: Arc<Counters>,
     /// Blobs whose registry ignores ranges. Bounded by the layers in use.
     no_ranges: Mutex<HashSet<Digest>>,
+    parked: Parked,
+}
+
+/// Decoders that stopped between two seek points. A run that begins behind one
+/// goes on with it instead of reading and decoding from the point again.
+#[derive(Default)]
+struct Parked(Mutex<VecDeque<(Digest, Stopped)>>);
+
+/// Where a decoder stopped: the decoder, and the next byte of the blob.
+struct Stopped {
+    span: SpanDecoder,
+    blob: u64,
+}
+
+/// Most decoders kept: one holds about 80 KiB.
+const PARKED_MAX: usize = 64;
+
+impl Parked {
+    fn park(&self, blob: Digest, stopped: Stopped) {
+        let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if parked.len() == PARKED_MAX {
+            parked.pop_front();
+        }
+        parked.push_back((blob, stopped));
+    }
+
+    /// The decoder that stopped last before a place in the stream, if it is
+    /// behind the seek point.
+    fn take(&self, blob: &Digest, point: u64, stream: u64) -> Option<Stopped> {
+        let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = |stopped: &Stopped| stopped.span.stream_offset();
+        let (index, _) = parked
+            .iter()
+            .enumerate()
+            .filter(|(_, (of, s))| of == blob && at(s) > point && at(s) <= stream)
+            .max_by_key(|(_, (_, s))| at(s))?;
+        parked.remove(index).map(|(_, stopped)| stopped)
+    }
 }
 
 impl RegistrySource {
     /// A source that asks what `origins` names.
     pub fn new(origins: Arc<dyn Origins>, counters: Arc<Counters>) -> Arc<Self> {
-        Arc::new(Self { origins, counters, no_ranges: Mutex::default() })
+        Arc::new(Self { origins, counters, no_ranges: Mutex::default(), parked: Parked::default() })
     }
 
     fn no_ranges(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
@@ -80,7 +119,7 @@ impl BlockSource for Registries {
     }
 
     fn is_sequential(&self, index: &LayerIndex) -> bool {
-        !index.seek().is_enterable() || self.0.no_ranges().contains(index.blob())
+        !index.seek().can_enter() || self.0.no_ranges().contains(index.blob())
     }
 }
 
@@ -94,48 +133,71 @@ struct RunIn<'a> {
 
 impl RunIn<'_> {
     async fn fetch(&self, stream: Range<u64>) -> Result<(), SourceError> {
-        let (seek, blob) = (self.index.seek(), self.index.blob());
-        let mut decoder = self.decoder(stream.clone())?;
-        // The first range ends where the run's end is likely to be; what it
-        // lacks is asked for up to where it is certain.
-        let mut to = seek.blob_end_estimate(stream.end);
+        let blob = self.index.blob();
+        let Some((mut decoder, mut to)) = self.decoder(stream.clone())? else { return Ok(()) };
         loop {
-            let from = decoder.span.blob_position();
+            let from = decoder.blob.start;
             if from >= to {
-                to = seek.blob_end(stream.end);
+                // The estimate was short.
+                to = decoder.blob.end;
             }
             if from >= to {
                 let message = format!("layer {blob}: the blob ends before its index says");
                 return Err(SourceError::Corrupt(message));
             }
-            let whole = from == 0 && to == seek.blob_length();
+            let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
-            let answer = self.origin.open_blob(blob, range).await.map_err(source_error)?;
+            let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
-                // The stream begins at the blob's start: so does the decoder. All
+                // The answer begins at the blob's start: so does the decoder. All
                 // that passes is kept, and the blob is not asked for in parts again.
                 self.source.no_ranges().insert(*blob);
-                decoder = self.decoder(0..stream.end)?;
+                let Some((anew, _)) = self.decoder(0..stream.end)? else { return Ok(()) };
+                decoder = anew;
+                to = decoder.blob.end;
             }
-            let limit = if answer.facts().range_honoured { to } else { seek.blob_length() };
-            decoder = decoder.take(answer, limit, &self.source.counters).await?;
+            decoder = decoder.take(answer, to, &self.source.counters).await?;
             if decoder.done {
+                if self.index.seek().compression() == Compression::Gzip
+                    && decoder.span.remaining() > 0
+                {
+                    let stopped = Stopped { blob: decoder.blob.start, span: decoder.span };
+                    self.source.parked.park(*blob, stopped);
+                }
                 return Ok(());
             }
         }
     }
 
-    fn decoder(&self, stream: Range<u64>) -> Result<Decoder, SourceError> {
-        let span = SpanDecoder::new(self.index.seek(), stream.start).map_err(corrupt)?;
-        Ok(Decoder {
+    /// A decoder for a stretch of the stream, and where its bytes in the blob
+    /// are likely to end. `None` for an empty stretch.
+    fn decoder(&self, stream: Range<u64>) -> Result<Option<(Decoder, u64)>, SourceError> {
+        let Some((mut span, likely)) = self.index.span(stream.clone()) else { return Ok(None) };
+        let (seek, end) = (self.index.seek(), stream.end);
+        if seek.compression() != Compression::Plain {
+            // What is read beyond the run's end is decoded too: it was paid for.
+            span.stream.end = seek.stream_length();
+        }
+        let parked = &self.source.parked;
+        let (decoder, start) = match parked.take(self.index.blob(), span.stream.start, stream.start)
+        {
+            Some(Stopped { span: mut decoder, blob }) => {
+                decoder.extend(span.stream.end);
+                (decoder, blob)
+            }
+            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start),
+        };
+        let decoder = Decoder {
             index: Arc::clone(self.index),
             sink: Arc::clone(self.sink),
             cut: None,
-            span,
-            end: stream.end,
-            done: stream.is_empty(),
-        })
+            span: decoder,
+            blob: start..span.blob.end,
+            end,
+            done: false,
+        };
+        Ok(Some((decoder, likely.max(start + 1))))
     }
 }
 
@@ -145,6 +207,8 @@ struct Decoder {
     sink: Arc<dyn BlockSink>,
     span: SpanDecoder,
     cut: Option<CutState>,
+    /// What of the blob is still to be fed, at most.
+    blob: Range<u64>,
     /// End of the run in the stream.
     end: u64,
     /// All of the run has been decoded, or nobody wants the rest.
@@ -167,7 +231,7 @@ impl Decoder {
             let mut chunk = match answer.next().await {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(error)) => {
-                    broken = Some(source_error(error));
+                    broken = Some(source_error(&error));
                     break;
                 }
                 None => break,
@@ -195,32 +259,31 @@ impl Decoder {
     fn decode(mut self, mut chunks: mpsc::Receiver<Bytes>) -> Result<Self, SourceError> {
         let index = Arc::clone(&self.index);
         let sink = Arc::clone(&self.sink);
-        let start = self.span.stream_position();
+        let start = self.span.stream_offset();
         let needs = |object, block| sink.needs(object, block);
         let mut cut = match self.cut.take() {
             Some(cut) => Assembler::resume(index.specs(), index.stretches(start), cut, needs),
             None => Assembler::new(index.specs(), index.stretches(start), start, needs),
         };
         let mut wrong = None;
-        while let Some(chunk) = chunks.blocking_recv() {
-            let flow = self.span.feed(&chunk, &mut |bytes| {
-                let room = self.end.saturating_sub(cut.position());
-                let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-                cut.feed(bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
-                if wrong.is_some() || cut.position() >= self.end {
-                    return ControlFlow::Break(());
+        while let Some(mut chunk) = chunks.blocking_recv() {
+            let before = chunk.len();
+            while let Some(bytes) = self.span.feed(&mut chunk).map_err(corrupt)? {
+                cut.feed(&bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
+                if let Some(error) = wrong.take() {
+                    return Err(error);
                 }
-                sink.progress(cut.position())
-            });
-            let flow = flow.map_err(corrupt)?;
-            if let Some(error) = wrong.take() {
-                return Err(error);
+                let wanted = sink.progress(cut.position()).is_continue();
+                self.done = cut.position() >= self.end;
+                if !wanted && !self.done {
+                    self.done = true;
+                    self.blob.start += (before - chunk.len()) as u64;
+                    return Ok(self);
+                }
             }
-            if flow.is_break() {
-                self.done = true;
-                return Ok(self);
-            }
+            self.blob.start += (before - chunk.len()) as u64;
         }
+        self.done |= cut.position() >= self.end;
         self.cut = Some(cut.pause());
         Ok(self)
     }
@@ -228,7 +291,8 @@ impl Decoder {
 
 /// Verifies a block and gives it on.
 fn keep(index: &LayerIndex, sink: &dyn BlockSink, raw: RawBlock, wrong: &mut Option<SourceError>) {
-    let Some(entry) = index.specs().get(raw.object as usize).and_then(|s| s.block(raw.index)) else {
+    let Some(entry) = index.specs().get(raw.object as usize).and_then(|s| s.block(raw.index))
+    else {
         return;
     };
     match VerifiedBlock::verify(raw.data, &entry.hash) {
@@ -245,7 +309,7 @@ fn corrupt(error: SpanError) -> SourceError {
     SourceError::Corrupt(error.to_string())
 }
 
-fn source_error(error: crate::oci::SourceError) -> SourceError {
+fn source_error(error: &crate::oci::SourceError) -> SourceError {
     let message = error.to_string();
     match error.trouble() {
         Trouble::Busy | Trouble::Transient => SourceError::Transient(message),

@@ -119,6 +119,15 @@ pub enum UnmountError {
     },
 }
 
+/// Unmounts what is mounted on `dir`, whoever serves it. Lazily: it disappears at
+/// once, and ends when its last user lets go.
+///
+/// # Errors
+/// [`UnmountError`].
+pub fn unmount(dir: &Path, lazily: bool) -> Result<(), UnmountError> {
+    unmount_at(dir, lazily)
+}
+
 /// Mounts on `dir`, which must be canonical, and gives the connection to the
 /// kernel, on which nothing has been said yet.
 pub(super) fn mount_at(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {

@@ -26,5 +26,5 @@ mod ops;
 mod session;
 mod wait;
 
-pub use kernel_mount::{MountError, MountOptions, UnmountError};
+pub use kernel_mount::{MountError, MountOptions, UnmountError, unmount};
 pub use session::{MountHandle, SessionStats, mount};

@@ -1,67 +1,72 @@
-//! The *blocks* part of a layer index: the block list of each object.
+//! The blocks part: what each object of a layer consists of.
 //!
-//! ```text
-//! "PSYNCblk"  u32 version  u32 count, then for each object: u32 length, ObjectSpec
-//! ```
-//! Integers are little-endian. Canonical: it depends on the layer's content only.
+//! Layout: magic, number of objects u32, then their
+//! [encoded](ObjectSpec::encode) specs, in the order of
+//! [`Tree::objects`](super::tree::Tree::objects): the bundle first. Canonical,
+//! like the tree.
 
 use crate::types::{ObjectSpec, SpecError};
 
-const MAGIC: &[u8; 8] = b"PSYNCblk";
-const VERSION: u32 = 1;
+use super::tree::Tree;
+use super::wire::Reader;
 
-/// Why bytes are not a list of block lists.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+const MAGIC: [u8; 8] = *b"PSBLOCK\x01";
+
+/// Why bytes are not the block lists of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlocksError {
-    /// Not our format, or cut off, or something follows.
-    #[error("the block lists are malformed")]
+    /// Not this format, not this version of it, or not its full length.
+    #[error("the list of block lists is malformed")]
     Malformed,
-    /// Made by a newer PeerSync.
-    #[error("the block lists have version {0}; this PeerSync knows version {VERSION}")]
-    Version(u32),
-    /// One of them can't be that of an object.
-    #[error("block list of object {0}: {1}")]
-    Spec(usize, SpecError),
+    /// One of the lists is no object.
+    #[error("block list {index} is malformed")]
+    Spec {
+        /// Which.
+        index: u32,
+        /// Why.
+        source: SpecError,
+    },
 }
 
-/// The part of the objects, in order of their numbers.
-pub fn encode<'a>(specs: impl ExactSizeIterator<Item = &'a ObjectSpec>) -> Vec<u8> {
+/// The part's bytes.
+pub fn encode(objects: &[ObjectSpec]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
-    out.extend(VERSION.to_le_bytes());
-    out.extend((specs.len() as u32).to_le_bytes());
-    for spec in specs {
-        let spec = spec.encode();
-        out.extend((spec.len() as u32).to_le_bytes());
-        out.extend(spec);
+    out.extend((objects.len() as u32).to_le_bytes());
+    for spec in objects {
+        out.extend(spec.encode());
     }
     out
 }
 
-/// Reads a part. The input may be hostile; memory stays in proportion to it.
+/// Reads what [`encode`] wrote. The input may be hostile; memory is in
+/// proportion to it.
 ///
 /// # Errors
-/// [`BlocksError`].
+/// [`BlocksError`] where it is not exactly one well-formed list.
 pub fn decode(bytes: &[u8]) -> Result<Vec<ObjectSpec>, BlocksError> {
-    let malformed = || BlocksError::Malformed;
-    let rest = bytes.strip_prefix(MAGIC).ok_or_else(malformed)?;
-    let (version, rest) = word(rest).ok_or_else(malformed)?;
-    if version != VERSION {
-        return Err(BlocksError::Version(version));
+    let mut reader = Reader(bytes);
+    let (magic, count) = (reader.array(), reader.u32());
+    let count = count.filter(|_| magic == Some(MAGIC));
+    let mut objects = Vec::new();
+    for index in 0..count.ok_or(BlocksError::Malformed)? {
+        // A spec starts with its block size and its number of blocks.
+        let mut ahead = reader;
+        let length = ahead.u32().and(ahead.u32()).map(|blocks| 8 + 36 * u64::from(blocks));
+        let spec = length.and_then(|length| reader.bytes(length));
+        let spec = ObjectSpec::decode(spec.ok_or(BlocksError::Malformed)?);
+        objects.push(spec.map_err(|source| BlocksError::Spec { index, source })?);
     }
-    let (count, mut rest) = word(rest).ok_or_else(malformed)?;
-    let mut specs = Vec::new();
-    for n in 0..count as usize {
-        let (length, list) = word(rest).ok_or_else(malformed)?;
-        let (spec, after) = list.split_at_checked(length as usize).ok_or_else(malformed)?;
-        specs.push(ObjectSpec::decode(spec).map_err(|e| BlocksError::Spec(n, e))?);
-        rest = after;
+    match reader.0 {
+        [] => Ok(objects),
+        _ => Err(BlocksError::Malformed),
     }
-    if rest.is_empty() { Ok(specs) } else { Err(malformed()) }
 }
 
-fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let (head, rest) = bytes.split_first_chunk::<4>()?;
-    Some((u32::from_le_bytes(*head), rest))
+/// Whether these are the block lists of the objects that a tree names.
+pub fn belong_to(objects: &[ObjectSpec], tree: &Tree) -> bool {
+    let named = tree.objects();
+    named.len() == objects.len()
+        && named.zip(objects).all(|((id, length), spec)| length == spec.length() && id == spec.id())
 }
 
 #[cfg(test)]
@@ -69,22 +74,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn some() -> Vec<ObjectSpec> {
+        vec![ObjectSpec::of(b""), ObjectSpec::of(b"x"), ObjectSpec::of(&vec![7; 600 << 10])]
+    }
+
     #[test]
-    fn what_is_written_is_read() {
-        let specs = [ObjectSpec::of(b""), ObjectSpec::of(b"abc"), ObjectSpec::of(&[1; 300_000])];
-        let part = encode(specs.iter());
-        assert_eq!(decode(&part).as_deref(), Ok(&specs[..]));
-        for cut in 0..part.len() {
-            assert!(decode(&part[..cut]).is_err());
-        }
+    fn lists_come_back() {
+        assert_eq!(decode(&encode(&some())), Ok(some()));
+        assert_eq!(decode(&encode(&[])), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_count_without_lists_takes_no_memory() {
+        let mut bytes = encode(&[]);
+        bytes[8..].fill(0xff);
+        assert_eq!(decode(&bytes), Err(BlocksError::Malformed));
+        bytes.extend([1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(decode(&bytes), Err(BlocksError::Malformed));
     }
 
     proptest! {
         #[test]
-        fn hostile_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(&bytes);
-            bytes.splice(0..0, MAGIC.iter().copied().chain(VERSION.to_le_bytes()));
-            let _ = decode(&bytes);
+        fn decode_never_panics(at in any::<prop::sample::Index>(), value in any::<u8>(), cut in 0usize..9) {
+            let mut bytes = encode(&some());
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            bytes.truncate(bytes.len() - cut);
+            if let Ok(specs) = decode(&bytes) {
+                prop_assert_eq!(encode(&specs), bytes);
+            }
         }
     }
 }

@@ -13,6 +13,15 @@
 //! and [`span`] how to enter the compressed blob in the middle, and
 //! [`skeleton`] with [`rebuild`] how the exact tar stream comes back.
 
+pub mod blocks;
+pub mod build;
+mod codec;
 pub mod entry;
+pub mod rebuild;
+pub mod root;
+pub mod seek;
+pub mod skeleton;
+pub mod span;
 pub mod tar;
 pub mod tree;
+mod wire;

@@ -1,200 +1,194 @@
-//! `LayerRoot`: what a layer blob is, and the names of its index parts, signed.
+//! The signed root of a layer's index.
+//!
+//! Layout: magic, blob digest 32, blob size u64, stream length u64, diffID 32,
+//! media type (length u8, bytes), path (length u16, bytes; 0: none), four parts
+//! (id 32, length u64), the builder's ed25519 key 32, signature 64. The
+//! signature is over a name of this purpose and all bytes before it.
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-use crate::types::{Digest, ObjectId};
+use crate::types::{Digest, ObjectId, ObjectSpec};
 
-const MAGIC: &[u8; 8] = b"PSYNCrot";
-const VERSION: u32 = 1;
-/// Longest media type, in bytes.
-const MEDIA_TYPE_MAX: usize = 255;
-/// Longest path of a raw layer's file, in bytes.
-const PATH_MAX: usize = 4096;
-/// Keeps a signature from meaning anything else.
+use super::wire::Reader;
+
+const MAGIC: [u8; 8] = *b"PSROOT\x00\x01";
+/// What signatures of this key are about, so that none can be used elsewhere.
 const DOMAIN: &[u8] = b"peersync layer root v1\0";
+const MEDIA_TYPE_MAX: usize = 255;
+const PATH_MAX: usize = 4096;
+/// Longest root, in bytes.
+pub const ROOT_MAX: usize = 8 + 32 + 8 + 8 + 32 + 1 + MEDIA_TYPE_MAX + 2 + PATH_MAX + 4 * 40 + 96;
 
-/// One part of an index, itself an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// One part of an index: an object like any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartRef {
-    /// Its object.
+    /// The part's name.
     pub id: ObjectId,
     /// Its length in bytes.
     pub length: u64,
 }
 
-/// The four parts of an index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Parts {
-    /// Names and attributes. Canonical.
+impl PartRef {
+    /// The part that consists of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { id: ObjectSpec::of(bytes).id(), length: bytes.len() as u64 }
+    }
+}
+
+/// What a builder says about a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootBody {
+    /// The blob as the registry has it.
+    pub blob: Digest,
+    /// Bytes of the blob.
+    pub blob_size: u64,
+    /// Bytes of the uncompressed stream.
+    pub stream_length: u64,
+    /// SHA-256 of the stream; of a raw blob, its own digest.
+    pub diff_id: Digest,
+    /// As the manifest has it; at most 255 bytes.
+    pub media_type: String,
+    /// For a raw blob: the name of its one file, at most 4,096 bytes.
+    pub path: Option<Vec<u8>>,
+    /// The tree.
     pub tree: PartRef,
-    /// Block lists. Canonical.
+    /// The block lists.
     pub blocks: PartRef,
-    /// Points at which the blob can be entered.
+    /// The seek table.
     pub seek: PartRef,
-    /// All bytes of the stream that are not file content, and the layout.
+    /// The skeleton.
     pub skeleton: PartRef,
 }
 
-/// What a layer blob is and what its index consists of.
+/// A [`RootBody`] that carries its builder's signature. There is no way to have
+/// one whose signature is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerRoot {
-    /// The blob.
-    pub blob: Digest,
-    /// Its length in bytes.
-    pub blob_size: u64,
-    /// Its media type, at most 255 bytes.
-    pub media_type: String,
-    /// Digest of the uncompressed stream; of the blob itself for a raw one.
-    pub diff_id: Digest,
-    /// Length of the uncompressed stream in bytes.
-    pub stream_length: u64,
-    /// For a raw blob: the path of the one file that it is, at most 4096 bytes.
-    pub path: Option<Vec<u8>>,
-    /// The index.
-    pub parts: Parts,
-    /// Who built the index: an ed25519 public key.
-    pub builder: [u8; 32],
-    /// The builder's signature over all of the above.
-    pub signature: [u8; 64],
+    body: RootBody,
+    builder: [u8; 32],
+    signature: [u8; 64],
 }
 
-/// Why bytes are not a root that can be believed.
+/// Why something is not a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RootError {
-    /// Not our format, or cut off, or something follows.
+    /// Not this format, not this version of it, or not its full length.
     #[error("the layer root is malformed")]
     Malformed,
-    /// Made by a newer PeerSync.
-    #[error("the layer root has version {0}; this PeerSync knows version {VERSION}")]
-    Version(u32),
+    /// A media type or path that is empty or too long.
+    #[error("the layer root's media type or path is too long")]
+    TooLong,
     /// The signature is not the builder's.
-    #[error("the layer root's signature is not that of its builder")]
+    #[error("the layer root's signature is wrong")]
     Signature,
 }
 
 impl LayerRoot {
-    /// Signs the root with the builder's key, whose public half it takes over.
-    pub fn sign(mut self, key: &SigningKey) -> Self {
-        self.builder = key.verifying_key().to_bytes();
-        self.signature = key.sign(&self.signed()).to_bytes();
-        self
-    }
-
-    /// Checks that the builder signed exactly this.
+    /// Signs a body.
     ///
     /// # Errors
-    /// [`RootError::Signature`].
-    pub fn verify(&self) -> Result<(), RootError> {
-        let key = VerifyingKey::from_bytes(&self.builder).map_err(|_| RootError::Signature)?;
-        key.verify_strict(&self.signed(), &Signature::from_bytes(&self.signature))
-            .map_err(|_| RootError::Signature)
+    /// [`RootError::TooLong`].
+    pub fn sign(body: RootBody, key: &SigningKey) -> Result<Self, RootError> {
+        let path_fits = body.path.as_ref().is_none_or(|p| (1..=PATH_MAX).contains(&p.len()));
+        if body.media_type.len() > MEDIA_TYPE_MAX || !path_fits {
+            return Err(RootError::TooLong);
+        }
+        let builder = key.verifying_key().to_bytes();
+        let signature = key.sign(&signed_bytes(&body, &builder)).to_bytes();
+        Ok(Self { body, builder, signature })
     }
 
-    /// The root as bytes: magic, version (u32), blob (32), blob size (u64), diffID
-    /// (32), stream length (u64), media type (u32 length, bytes), path (u8 flag,
-    /// u32 length, bytes), four parts (id 32, length u64), builder (32),
-    /// signature (64). Integers are little-endian.
+    /// What the builder says.
+    pub fn body(&self) -> &RootBody {
+        &self.body
+    }
+
+    /// The builder's public key.
+    pub fn builder(&self) -> &[u8; 32] {
+        &self.builder
+    }
+
+    /// Whether two roots for one blob say different things about what is in it.
+    /// Seek table and skeleton may differ: they depend on the compressor.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        let content = |root: &Self| {
+            let body = &root.body;
+            let sizes = (body.blob_size, body.stream_length);
+            (sizes, body.diff_id, body.path.clone(), body.tree, body.blocks)
+        };
+        self.body.blob == other.body.blob && content(self) != content(other)
+    }
+
+    /// The root's bytes; at most [`ROOT_MAX`].
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = self.body();
+        let mut out = signed_bytes(&self.body, &self.builder).split_off(DOMAIN.len());
         out.extend(self.signature);
         out
     }
 
-    /// Reads a root. The input may be hostile. The signature is not checked.
+    /// Reads what [`LayerRoot::encode`] wrote and checks the signature. The
+    /// input may be hostile. Whether to believe the builder is another question.
     ///
     /// # Errors
     /// [`RootError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, RootError> {
-        let mut input = Input(bytes);
-        if input.array::<8>()? != *MAGIC {
-            return Err(RootError::Malformed);
-        }
-        let version = input.u32()?;
-        if version != VERSION {
-            return Err(RootError::Version(version));
-        }
-        let root = Self {
-            blob: Digest::from_bytes(input.array()?),
-            blob_size: input.u64()?,
-            diff_id: Digest::from_bytes(input.array()?),
-            stream_length: input.u64()?,
-            media_type: String::from_utf8(input.bytes(MEDIA_TYPE_MAX)?.to_vec())
-                .map_err(|_| RootError::Malformed)?,
-            path: match input.array::<1>()? {
-                [0] => None,
-                [1] => Some(input.bytes(PATH_MAX)?.to_vec()),
-                _ => return Err(RootError::Malformed),
-            },
-            parts: Parts {
-                tree: input.part()?,
-                blocks: input.part()?,
-                seek: input.part()?,
-                skeleton: input.part()?,
-            },
-            builder: input.array()?,
-            signature: input.array()?,
-        };
-        if input.0.is_empty() { Ok(root) } else { Err(RootError::Malformed) }
-    }
-
-    fn signed(&self) -> Vec<u8> {
-        [DOMAIN, &self.body()].concat()
-    }
-
-    fn body(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        out.extend(VERSION.to_le_bytes());
-        out.extend(self.blob.as_bytes());
-        out.extend(self.blob_size.to_le_bytes());
-        out.extend(self.diff_id.as_bytes());
-        out.extend(self.stream_length.to_le_bytes());
-        out.extend((self.media_type.len() as u32).to_le_bytes());
-        out.extend(self.media_type.as_bytes());
-        out.push(u8::from(self.path.is_some()));
-        if let Some(path) = &self.path {
-            out.extend((path.len() as u32).to_le_bytes());
-            out.extend(path);
-        }
-        let Parts { tree, blocks, seek, skeleton } = &self.parts;
-        for part in [tree, blocks, seek, skeleton] {
-            out.extend(part.id.as_bytes());
-            out.extend(part.length.to_le_bytes());
-        }
-        out.extend(self.builder);
-        out
+        let (body, builder, signature) = read(bytes).ok_or(RootError::Malformed)?;
+        let key = VerifyingKey::from_bytes(&builder).map_err(|_| RootError::Signature)?;
+        key.verify_strict(&signed_bytes(&body, &builder), &Signature::from_bytes(&signature))
+            .map_err(|_| RootError::Signature)?;
+        Ok(Self { body, builder, signature })
     }
 }
 
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RootError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(RootError::Malformed)?;
-        self.0 = rest;
-        Ok(*head)
+fn signed_bytes(body: &RootBody, builder: &[u8; 32]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.extend(DOMAIN);
+    out.extend(MAGIC);
+    out.extend(body.blob.as_bytes());
+    out.extend(body.blob_size.to_le_bytes());
+    out.extend(body.stream_length.to_le_bytes());
+    out.extend(body.diff_id.as_bytes());
+    out.push(body.media_type.len() as u8);
+    out.extend(body.media_type.as_bytes());
+    let path = body.path.as_deref().unwrap_or(b"");
+    out.extend((path.len() as u16).to_le_bytes());
+    out.extend(path);
+    for part in [body.tree, body.blocks, body.seek, body.skeleton] {
+        out.extend(part.id.as_bytes());
+        out.extend(part.length.to_le_bytes());
     }
+    out.extend(builder);
+    out
+}
 
-    fn u32(&mut self) -> Result<u32, RootError> {
-        self.array().map(u32::from_le_bytes)
+fn read(bytes: &[u8]) -> Option<(RootBody, [u8; 32], [u8; 64])> {
+    let mut reader = Reader(bytes);
+    if reader.array()? != MAGIC {
+        return None;
     }
-
-    fn u64(&mut self) -> Result<u64, RootError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn bytes(&mut self, max: usize) -> Result<&'a [u8], RootError> {
-        let length = self.u32()? as usize;
-        if length > max {
-            return Err(RootError::Malformed);
-        }
-        let (head, rest) = self.0.split_at_checked(length).ok_or(RootError::Malformed)?;
-        self.0 = rest;
-        Ok(head)
-    }
-
-    fn part(&mut self) -> Result<PartRef, RootError> {
-        Ok(PartRef { id: ObjectId::from_bytes(self.array()?), length: self.u64()? })
-    }
+    let blob = Digest::from_bytes(reader.array()?);
+    let (blob_size, stream_length) = (reader.u64()?, reader.u64()?);
+    let diff_id = Digest::from_bytes(reader.array()?);
+    let length = reader.u8()?;
+    let media_type = std::str::from_utf8(reader.bytes(length.into())?).ok()?;
+    let length = reader.array().map(u16::from_le_bytes)?;
+    let path = reader.bytes(length.into()).filter(|p| p.len() <= PATH_MAX)?;
+    let mut part =
+        || Some(PartRef { id: ObjectId::from_bytes(reader.array()?), length: reader.u64()? });
+    let body = RootBody {
+        blob,
+        blob_size,
+        stream_length,
+        diff_id,
+        media_type: media_type.to_owned(),
+        path: (!path.is_empty()).then(|| path.to_vec()),
+        tree: part()?,
+        blocks: part()?,
+        seek: part()?,
+        skeleton: part()?,
+    };
+    let (builder, signature) = (reader.array()?, reader.array()?);
+    reader.0.is_empty().then_some((body, builder, signature))
 }
 
 #[cfg(test)]
@@ -202,45 +196,57 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn root(path: Option<Vec<u8>>) -> LayerRoot {
-        let part = |n: u8| PartRef { id: ObjectId::from_bytes([n; 32]), length: n.into() };
-        LayerRoot {
+    fn some(path: Option<&[u8]>) -> LayerRoot {
+        let body = RootBody {
             blob: Digest::of(b"blob"),
             blob_size: 4,
-            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
-            diff_id: Digest::of(b"stream"),
             stream_length: 6,
-            path,
-            parts: Parts { tree: part(1), blocks: part(2), seek: part(3), skeleton: part(4) },
-            builder: [0; 32],
-            signature: [0; 64],
-        }
-        .sign(&SigningKey::from_bytes(&[7; 32]))
+            diff_id: Digest::of(b"stream"),
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            path: path.map(<[u8]>::to_vec),
+            tree: PartRef::of(b"tree"),
+            blocks: PartRef::of(b"blocks"),
+            seek: PartRef::of(b"seek"),
+            skeleton: PartRef::of(b"skeleton"),
+        };
+        LayerRoot::sign(body, &SigningKey::from_bytes(&[9; 32])).expect("fits")
     }
 
     #[test]
-    fn a_signed_root_survives_and_any_flipped_bit_is_noticed() {
-        for root in [root(None), root(Some(b"dir/model.safetensors".to_vec()))] {
-            let mut bytes = root.encode();
-            let read = LayerRoot::decode(&bytes).expect("own encoding");
-            assert_eq!(read, root);
-            assert_eq!(read.verify(), Ok(()));
-            for bit in 0..bytes.len() * 8 {
-                bytes[bit / 8] ^= 1 << (bit % 8);
-                assert!(LayerRoot::decode(&bytes).is_err_and(|_| true)
-                    || LayerRoot::decode(&bytes).is_ok_and(|r| r.verify().is_err()));
-                bytes[bit / 8] ^= 1 << (bit % 8);
-            }
+    fn roots_come_back() {
+        for root in [some(None), some(Some(b"model.safetensors"))] {
+            assert_eq!(LayerRoot::decode(&root.encode()), Ok(root.clone()));
         }
+        let mut body = some(None).body;
+        body.path = Some(vec![b'x'; 4097]);
+        let key = SigningKey::from_bytes(&[9; 32]);
+        assert_eq!(LayerRoot::sign(body, &key), Err(RootError::TooLong));
+    }
+
+    #[test]
+    fn only_the_content_can_contradict() {
+        let root = some(None);
+        let mut other = root.clone();
+        other.body.seek = PartRef::of(b"another");
+        assert!(!root.contradicts(&other));
+        other.body.tree = PartRef::of(b"another");
+        assert!(root.contradicts(&other));
+        other.body.blob = Digest::of(b"another");
+        assert!(!root.contradicts(&other));
     }
 
     proptest! {
         #[test]
-        fn hostile_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            let _ = LayerRoot::decode(&bytes);
-            let mut long = root(None).encode();
-            long.splice(12.., bytes);
-            let _ = LayerRoot::decode(&long);
+        fn no_bit_can_be_changed(at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut bytes = some(Some(b"x")).encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1u8 << bit;
+            prop_assert!(LayerRoot::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn decode_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
+            prop_assert!(LayerRoot::decode(&bytes).is_err());
         }
     }
 }

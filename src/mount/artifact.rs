@@ -10,7 +10,6 @@
 use std::io::Read;
 
 use crate::layer::root::{LayerRoot, PartRef};
-use crate::types::ObjectSpec;
 
 /// Artifact type of the referrer that holds the indexes of an image.
 pub const ARTIFACT_TYPE: &str = "application/vnd.peersync.index.v1";
@@ -97,7 +96,6 @@ impl Artifact {
         }
         let root = input.take(length)?;
         let root = LayerRoot::decode(root).map_err(|e| ArtifactError::Root(e.to_string()))?;
-        root.verify().map_err(|e| ArtifactError::Root(e.to_string()))?;
         let mut parts: [Vec<u8>; 4] = Default::default();
         for (n, (part, named)) in parts.iter_mut().zip(refs(&root)).enumerate() {
             let (length, packed) = (input.u64()?, input.u64()?);
@@ -107,7 +105,7 @@ impl Artifact {
                 return Err(ArtifactError::Part(n));
             }
             *part = unpack(packed, length).ok_or(ArtifactError::Part(n))?;
-            if ObjectSpec::of(part).id() != named.id {
+            if PartRef::of(part) != named {
                 return Err(ArtifactError::Part(n));
             }
         }
@@ -117,7 +115,8 @@ impl Artifact {
 
 /// The root's parts in the order of the blob.
 pub fn refs(root: &LayerRoot) -> [PartRef; 4] {
-    [root.parts.tree, root.parts.blocks, root.parts.seek, root.parts.skeleton]
+    let body = root.body();
+    [body.tree, body.blocks, body.seek, body.skeleton]
 }
 
 /// Memory grows with what really comes out, not with what is promised.

@@ -370,7 +370,7 @@ fn an_image_of_a_thousand_layers_is_a_tree_or_an_error() {
 #[test]
 fn archives_that_contradict_themselves_are_refused() {
     needs_mounts!();
-    let cases: [(&str, Vec<u8>); 6] = [
+    let cases: [(&str, Vec<u8>); 7] = [
         ("a file longer than the archive", {
             let header = Header { name: b"file", size: 1 << 30, ..Header::default() };
             Tar::new().raw(&header, b"short").finish()
@@ -383,6 +383,9 @@ fn archives_that_contradict_themselves_are_refused() {
             let mut bytes = Tar::new().file(b"file", b"x").finish();
             bytes[10] ^= 1;
             bytes
+        }),
+        ("hard links to each other", {
+            Tar::new().hard_link(b"a", b"b").hard_link(b"b", b"a").finish()
         }),
         ("a hard link to nothing", Tar::new().hard_link(b"link", b"no/such/file").finish()),
         ("a long name of a gigabyte", {

@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::indexed::lazy_image;
-use crate::harness::peersync::Peersync;
-use crate::harness::{Running, needs_mounts, wait_until};
+use crate::harness::peersync::{Mount, Peersync, is_mounted};
+use crate::harness::{Running, lab_images, needs_mounts, wait_until};
 
 /// A signal has taken effect within this time.
 const PROMPTLY: Duration = Duration::from_secs(10);
@@ -65,7 +65,25 @@ fn ctrl_c_ends_a_mount_that_waits_for_its_first_pass() {
     kill(Pid::from_raw(mounting.id()), Signal::SIGINT).expect("signal");
     let ended = mounting.wait(PROMPTLY).expect("Ctrl-C ends the command");
     assert!(!ended.success());
-    assert!(!crate::harness::peersync::is_mounted(&point));
+    assert!(!is_mounted(&point));
+}
+
+#[test]
+fn ctrl_c_ends_a_mount_in_the_foreground() {
+    needs_mounts!();
+    let peersync = Peersync::new();
+    let point = peersync.mount_point();
+    let _guard = Mount::watch(&point);
+    let image = format!("oci:{}:v1", lab_images().join("oci").display());
+    let arguments = ["mount", "--foreground", &image, &point.display().to_string()];
+    let mut staying = Running::start(&mut peersync.command(&arguments));
+    wait_until("the mount answers", Duration::from_secs(60), || is_mounted(&point));
+    assert!(point.join("usr").exists());
+    assert!(staying.wait(Duration::from_millis(200)).is_none(), "it should stay");
+    kill(Pid::from_raw(staying.id()), Signal::SIGINT).expect("signal");
+    let ended = staying.wait(PROMPTLY).expect("Ctrl-C ends the command");
+    assert!(ended.success(), "{ended}");
+    assert!(!is_mounted(&point));
 }
 
 #[test]

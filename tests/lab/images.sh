@@ -12,15 +12,18 @@
 #                    tag b: the first two | a safetensors file of 1 GiB
 #
 # Root (the files keep their owners). The result is kept under target/lab by a
-# hash of this script and reused; DIRECTORY overrides the place.
+# hash of what it is made from and reused; DIRECTORY overrides the place.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
+. "$root/packaging/need.sh"
+# What the small image is made of.
+base_packages="base-files bash coreutils dash findutils grep libc-bin login passwd perl-base sed tar"
 
 main() {
     local kind=${1:?small or full} place
     case $kind in small | full) ;; *) echo "small or full, not '$kind'" >&2; exit 2 ;; esac
-    place=${2:-$root/target/lab/$kind-$(cat "$here/images.sh" "$here/model.py" | sha256sum | cut -c1-12)}
+    place=${2:-$root/target/lab/$kind-$(recipe | sha256sum | cut -c1-12)}
     mkdir -p "$place"
     exec 9>"$place/.lock"
     flock 9
@@ -31,11 +34,18 @@ main() {
     echo "$place"
 }
 
+# What the result depends on.
+recipe() {
+    cat "$here"/images.sh "$here"/*.py
+    dpkg-query -W $base_packages python3-minimal 2>/dev/null || true
+}
+
 # --- small -------------------------------------------------------------------
 
 make_small() {
+    need umoci python3-minimal
     rm -rf ./*
-    closure bash coreutils dash findutils grep libc-bin login passwd perl-base sed tar >base.packages
+    closure $base_packages >base.packages
     closure python3-minimal >python.all
     grep -vxFf base.packages python.all >python.packages || true
 
@@ -137,6 +147,7 @@ convert() {
 
 make_full() {
     local mirror
+    need umoci debootstrap python3-pip
     mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -v '^#' | head -n1 | tr -d ' ' || true)
     trap clean EXIT
     [ -e base/usr ] || debootstrap --variant=minbase bookworm base "$mirror"

@@ -427,7 +427,7 @@ impl TarParser {
             // Archives before POSIX mark directories by a slash.
             0 if entry.path.ends_with(b"/") => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
-            b'S' if header.format == Format::Gnu => return self.gnu_sparse(header, entry, size),
+            b'S' => return self.gnu_sparse(header, entry, size),
             b'M' => {
                 let offset = self.header_at;
                 return Err(TarError::MultiVolume { offset });
@@ -487,6 +487,9 @@ impl TarParser {
     }
 
     fn gnu_sparse(&mut self, header: &Header<'_>, entry: Entry, size: u64) -> Result<(), TarError> {
+        if header.format != Format::Gnu {
+            return Err(self.bad_map());
+        }
         let (entries, more, logical) = header.gnu_sparse();
         let logical = logical.and_then(|n| u64::try_from(n).ok());
         let mut sparse = Sparse {

@@ -280,7 +280,7 @@ mod tests {
             &b"x"[..],
             b"5 a=\n!",
             b"99999999999999999999 a=b\n",
-            b"9 path=a\n",
+            b"8 path=a\n",
             b"0 a=b\n",
             b"6 =ab\n",
             b"6 a\0=\n",

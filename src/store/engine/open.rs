@@ -22,7 +22,7 @@ use crate::store::device::{Device, Kind, LockGuard, Mode, RealDevice, is_full, r
 use crate::store::format::keys;
 use crate::store::format::layout::{
     CONTROL_SOCKET, FORMAT_FILE, FORMAT_TEMP, FORMAT_VERSION, LOCK_FILE, META_FILE, OBJECTS_DIR,
-    QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, format_text, parse_format,
+    OWNER_LOG, QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, format_text, parse_format,
 };
 use crate::store::format::records::{Session, VerifiedMark};
 use crate::store::format::tables::Table;
@@ -239,13 +239,14 @@ impl Opening<'_> {
     /// A directory without a format file may become a store if it holds at
     /// most what an interrupted [`Self::initialise`] leaves.
     fn look_empty(&self) -> Result<bool, OpenError> {
-        const OURS: [&str; 7] = [
+        const OURS: [&str; 8] = [
             LOCK_FILE,
             FORMAT_TEMP,
             OBJECTS_DIR,
             STAGING_DIR,
             QUARANTINE_DIR,
             CONTROL_SOCKET,
+            OWNER_LOG,
             "lost+found",
         ];
         let names = self.device.read_dir(".").map_err(|e| self.error(e))?;

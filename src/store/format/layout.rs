@@ -12,6 +12,8 @@ pub const FORMAT_TEMP: &str = "format.new";
 pub const LOCK_FILE: &str = "lock";
 /// The owner's control socket.
 pub const CONTROL_SOCKET: &str = "control.sock";
+/// What an owner that was started in the background says.
+pub const OWNER_LOG: &str = "owner.log";
 /// The metadata database (redb).
 pub const META_FILE: &str = "meta";
 /// Where a new database is made before it gets its name.

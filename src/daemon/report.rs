@@ -1,0 +1,205 @@
+//! What a node says of itself: on the control socket and in `.peersync/`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Weak};
+
+use serde_json::json;
+use tracing::warn;
+
+use super::Node;
+use crate::admin::{ImageInfo, LayerInfo, MountInfo, Progress, Stage, Status, StoreInfo};
+use crate::fetch::WorkKind;
+use crate::fs::ReadFailure;
+use crate::mount::{Mounted, StatusFiles};
+use crate::store::{IndexOrigin, LayerKey};
+use crate::types::Digest;
+
+impl Node {
+    /// How the node is. Blocks for the store's file system.
+    pub(super) fn status(&self) -> Status {
+        let counters = self.counters.snapshot();
+        let count = |name: &str| counters.get(name).copied().unwrap_or(0);
+        let bytes = BTreeMap::from([
+            ("registry".to_owned(), count("bytes_registry")),
+            ("index".to_owned(), count("bytes_index")),
+            ("dedup".to_owned(), count("bytes_dedup")),
+            ("local".to_owned(), count("bytes_read_resident")),
+        ]);
+        let stats = self.store.stats();
+        let mut all: BTreeMap<String, u64> =
+            counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        all.insert("blocks_bad_in_store".into(), stats.bad_blocks);
+        let (objects, resident_bytes) = self.held();
+        let free_bytes = self.store.space().map_or(0, |space| space.free);
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            store: StoreInfo {
+                path: self.store.path().into(),
+                objects,
+                resident_bytes,
+                free_bytes,
+            },
+            bytes,
+            counters: all,
+            mounts: self.mounts.list().iter().map(mount_info).collect(),
+            work: self.work(),
+        }
+    }
+
+    /// Number of the layers' objects, and bytes of them that are here.
+    fn held(&self) -> (u64, u64) {
+        let mut objects = HashSet::new();
+        for (key, _) in self.store.layers().unwrap_or_default() {
+            let of = self.store.layer_objects(&key).unwrap_or_default();
+            objects.extend(of.into_iter().map(|(id, _)| id));
+        }
+        let bytes = objects.iter().map(|id| self.store.progress(id).resident).sum();
+        (objects.len() as u64, bytes)
+    }
+
+    /// The work that goes on.
+    pub(super) fn work(&self) -> Vec<Progress> {
+        self.images.board().all().iter().map(|work| progress(work)).collect()
+    }
+
+    /// What layers are known, in the order of their slots.
+    pub(super) fn layers(&self) -> Result<Vec<LayerInfo>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let mut blobs: HashMap<LayerKey, Vec<(Digest, IndexOrigin)>> = HashMap::new();
+        for (digest, blob) in self.store.blobs().map_err(|e| text(&e))? {
+            blobs.entry(blob.layer).or_default().push((digest, blob.origin));
+        }
+        let mut layers = self.store.layers().map_err(|e| text(&e))?;
+        layers.sort_by_key(|(_, record)| record.slot);
+        let mut infos = Vec::with_capacity(layers.len());
+        for (key, _) in layers {
+            let blobs = blobs.remove(&key).unwrap_or_default();
+            match self.layer_info(&key, &blobs) {
+                Ok(info) => infos.push(info),
+                Err(error) => warn!(layer = %key.diff_id, "{error}"),
+            }
+        }
+        Ok(infos)
+    }
+
+    fn layer_info(
+        &self,
+        key: &LayerKey,
+        blobs: &[(Digest, IndexOrigin)],
+    ) -> Result<LayerInfo, String> {
+        let (first, origin) = blobs.first().ok_or("no blob of it is known")?;
+        let index = self.locate(first)?;
+        let progress = self.store.layer_progress(key).map_err(|e| e.to_string())?;
+        Ok(LayerInfo {
+            diff_id: key.diff_id.to_string(),
+            blobs: blobs.iter().map(|(digest, _)| digest.to_string()).collect(),
+            compression: format!("{:?}", index.seek().compression()).to_lowercase(),
+            lazy: index.seek().can_enter(),
+            index: match origin {
+                IndexOrigin::Own => "self",
+                IndexOrigin::Registry => "registry",
+                IndexOrigin::Swarm => "swarm",
+            }
+            .into(),
+            index_bytes: crate::mount::artifact::refs(index.root()).iter().map(|p| p.length).sum(),
+            nodes: index.tree().len().into(),
+            content_bytes: progress.total,
+            resident_bytes: progress.resident,
+        })
+    }
+
+    fn locate(&self, blob: &Digest) -> Result<Arc<crate::fetch::LayerIndex>, String> {
+        let index = self.engine.layer_now(blob).map_err(|e| e.to_string())?;
+        index.ok_or_else(|| format!("layer {blob} has no index"))
+    }
+
+    /// What images are known, by name.
+    pub(super) fn image_infos(&self) -> Result<Vec<ImageInfo>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let layers = self.store.layers().map_err(|e| text(&e))?;
+        let mut infos = Vec::new();
+        for (image, record) in self.store.images().map_err(|e| text(&e))? {
+            let chain = self.store.chain(&record.chain).map_err(|e| text(&e))?;
+            let slots = chain.map(|chain| chain.layers).unwrap_or_default();
+            let keys: Vec<&LayerKey> = slots
+                .iter()
+                .filter_map(|slot| layers.iter().find(|(_, layer)| layer.slot == *slot))
+                .map(|(key, _)| key)
+                .collect();
+            let (mut content_bytes, mut resident_bytes) = (0, 0);
+            for key in &keys {
+                let progress = self.store.layer_progress(key).map_err(|e| text(&e))?;
+                content_bytes += progress.total;
+                resident_bytes += progress.resident;
+            }
+            infos.push(ImageInfo {
+                image,
+                manifest: record.manifest.to_string(),
+                layers: keys.iter().map(|key| key.diff_id.to_string()).collect(),
+                content_bytes,
+                resident_bytes,
+                resolved_at: u64::try_from(record.resolved_at).unwrap_or(0),
+            });
+        }
+        Ok(infos)
+    }
+}
+
+/// A mount as it is told to clients.
+pub(super) fn mount_info(mounted: &Mounted) -> MountInfo {
+    MountInfo {
+        image: mounted.image.clone(),
+        dir: mounted.handle.dir().into(),
+        pid: std::process::id(),
+    }
+}
+
+/// Work as it is told to clients.
+pub(super) fn progress(work: &crate::fetch::Work) -> Progress {
+    let stage = match work.kind {
+        WorkKind::FirstPass => Stage::FirstPass,
+        WorkKind::Fetch => Stage::Fetch,
+        WorkKind::Push => Stage::Push,
+    };
+    Progress { layer: work.blob.to_string(), stage, done: work.done(), total: work.total }
+}
+
+/// The files in `.peersync/`.
+pub(super) struct Files(Weak<Node>);
+
+impl Files {
+    pub(super) fn new(node: &Arc<Node>) -> Self {
+        Self(Arc::downgrade(node))
+    }
+}
+
+impl StatusFiles for Files {
+    fn names(&self) -> &[&'static str] {
+        &["version", "stats", "layers", "failures"]
+    }
+
+    fn content(&self, name: &str, failures: &[ReadFailure]) -> Vec<u8> {
+        let Some(node) = self.0.upgrade() else { return Vec::new() };
+        let value = match name {
+            "version" => return concat!(env!("CARGO_PKG_VERSION"), "\n").into(),
+            "stats" => serde_json::to_value(node.status()),
+            "layers" => serde_json::to_value(node.layers().unwrap_or_default()),
+            _ => Ok(failures.iter().map(failure).collect()),
+        };
+        let mut text = value.and_then(|value| serde_json::to_vec(&value)).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+}
+
+fn failure(failure: &ReadFailure) -> serde_json::Value {
+    json!({
+        "layer": failure.layer,
+        "path": failure.path,
+        "offset": failure.span.0,
+        "bytes": failure.span.1,
+        "reason": failure.reason,
+    })
+}
