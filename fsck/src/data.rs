@@ -256,6 +256,7 @@ impl Checker<'_> {
                     repaired,
                 });
             }
+            self.bad.insert(id);
             let blocks: Vec<u32> = faults.iter().map(|(index, _)| *index).collect();
             self.drop_blocks(&id, &blocks)?;
         }

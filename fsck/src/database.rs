@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -219,7 +220,12 @@ pub(crate) fn payload<'a>(
 
 fn redb_error(error: impl Into<redb::Error>) -> DatabaseError {
     match error.into() {
-        redb::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => DatabaseError::Io(e),
+        // What redb says of a file that is none of its own, or too short.
+        redb::Error::Io(e)
+            if !matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) =>
+        {
+            DatabaseError::Io(e)
+        }
         other => DatabaseError::Damaged(other.to_string()),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use peersync::store::format::layout::{
     CONTROL_SOCKET, FORMAT_FILE, FORMAT_TEMP, LOCK_FILE, META_FILE, META_TEMP, OBJECTS_DIR,
-    ObjectFile, QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, parse_object_file,
+    OWNER_LOG, ObjectFile, QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, parse_object_file,
 };
 use peersync::store::format::tables::Table;
 
@@ -17,7 +17,17 @@ use crate::open::at;
 use crate::repair::remove;
 use crate::report::Kind;
 
-const FILES: [&str; 6] = [FORMAT_FILE, FORMAT_TEMP, LOCK_FILE, META_FILE, META_TEMP, RESERVE_FILE];
+const FILES: [&str; 8] = [
+    FORMAT_FILE,
+    FORMAT_TEMP,
+    LOCK_FILE,
+    META_FILE,
+    META_TEMP,
+    RESERVE_FILE,
+    OWNER_LOG,
+    // The node's secret key.
+    "node.key",
+];
 const DIRS: [&str; 3] = [OBJECTS_DIR, STAGING_DIR, QUARANTINE_DIR];
 
 impl Checker<'_> {
@@ -37,7 +47,7 @@ impl Checker<'_> {
                 || [CONTROL_SOCKET, "lost+found"].contains(&&*name);
             if !fine {
                 // Not touched: it may be somebody's, and harms nobody here.
-                self.found_as(Kind::Stranger, &*name, "does not belong into a store", false);
+                self.report.note(format!("{name}: does not belong into a store"));
             }
             Ok(())
         })?;

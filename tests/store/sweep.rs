@@ -9,12 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peersync::store::device::{CrashStyle, Fault, FaultyDevice};
-use peersync::store::{
-    BlobRecord, ImageRecord, IndexOrigin, LayerKey, NewLayer, Removal, Store, Stream,
-};
+use peersync::store::{ImageRecord, LayerKey, Removal, Store, Stream};
 use peersync::types::{Digest, ObjectId};
 use peersync_fsck::Options;
 
+use crate::layer::Layer;
 use crate::util::{Content, open_faulty, scratch};
 
 /// What must be there after a crash, as far as the workload was told.
@@ -90,7 +89,7 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
         }
     }
     oracle.put(&store, b, 2..5);
-    let key = layer(&store, oracle, a, b);
+    let key = layer(&store, oracle);
     oracle.sync(&store);
     first_pass(&store, oracle);
     oracle.remove(&store, &[a.spec.id()], Removal::Data);
@@ -101,7 +100,9 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
     let _ = store.remove_image("docker.io/library/a:1");
     let _ = store.remove_chain(&Digest::of(b"chain"));
     let _ = store.remove_layer(&key);
-    oracle.remove(&store, &[b.spec.id()], Removal::Everything);
+    let mut unneeded = Layer::ids(&Layer::new(20).parts);
+    unneeded.push(b.spec.id());
+    oracle.remove(&store, &unneeded, Removal::Everything);
     let _ = store.add_contents([(*a.block(0).hash(), a.spec.id(), 0, 10)]);
     let stored = std::mem::take(&mut oracle.stored);
     if store.close().is_ok() {
@@ -109,19 +110,14 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
     }
 }
 
-fn layer(store: &Store, oracle: &mut Oracle, a: &Content, b: &Content) -> LayerKey {
-    let key = LayerKey { diff_id: Digest::of(b"layer"), path: None };
-    let parts = [Content::new(4096, b"a tree".to_vec()), Content::new(4096, b"blocks".to_vec())];
-    for part in &parts {
-        oracle.put(store, part, 0..1);
+/// An index is taken in; then some of the layer's content comes.
+fn layer(store: &Store, oracle: &mut Oracle) -> LayerKey {
+    let layer = Layer::new(20);
+    for part in &layer.parts {
+        oracle.put(store, part, 0..part.spec.block_count());
     }
-    let (tree, blocks) = (parts[0].spec.id(), parts[1].spec.id());
-    let new =
-        NewLayer { tree, blocks, parts: &[tree, blocks], contents: &[a.spec.id(), b.spec.id()] };
-    if let Ok(slot) = store.add_layer(&key, &new) {
-        let blob = BlobRecord { root: vec![1], layer: key.clone(), origin: IndexOrigin::Own };
-        let _ = store.put_blob(&Digest::of(b"blob"), &blob);
-        let _ = store.add_origin(&Digest::of(b"blob"), "registry.example/a");
+    if let Ok(slot) = layer.add(store) {
+        let _ = store.add_origin(&layer.blob(), "registry.example/a");
         let chain = Digest::of(b"chain");
         let _ = store.put_chain(&chain, &[slot]);
         let _ = store.put_document(&Digest::of(b"{}"), b"{}");
@@ -133,7 +129,10 @@ fn layer(store: &Store, oracle: &mut Oracle, a: &Content, b: &Content) -> LayerK
         };
         let _ = store.put_image("docker.io/library/a:1", &image);
     }
-    key
+    for content in &layer.objects {
+        oracle.put(store, content, 0..content.spec.block_count());
+    }
+    layer.key
 }
 
 fn first_pass(store: &Store, oracle: &mut Oracle) {

@@ -5,6 +5,7 @@
 //! ordinary event, so the database is then opened again, and the changes since
 //! the last durable commit, which are kept here, are made once more.
 
+use std::io::ErrorKind;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -390,6 +391,12 @@ fn io_error(error: std::io::Error) -> MetaError {
 
 fn redb_error(error: impl Into<redb::Error>) -> MetaError {
     match error.into() {
+        // What redb says of a file that is none of its own, or too short.
+        redb::Error::Io(e)
+            if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
+            damaged(e.to_string())
+        }
         redb::Error::Io(e) => io_error(e),
         redb::Error::Corrupted(reason) => damaged(reason),
         other @ (redb::Error::TableDoesNotExist(_)

@@ -205,6 +205,7 @@ impl Opening<'_> {
             epoch: session.epoch,
             counters: Counters::default(),
             stagings: staging::Active::default(),
+            removing: Mutex::default(),
             lock: Mutex::new(lock),
             meta,
         };
