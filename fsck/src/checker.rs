@@ -1,5 +1,6 @@
 //! The check of a closed store, stage by stage.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use peersync::store::format::layout::{
     FORMAT_FILE, FORMAT_VERSION, META_FILE, OBJECTS_DIR, format_text,
 };
 use peersync::store::format::tables::Table;
-use peersync::types::Hex;
+use peersync::types::{Hex, ObjectId};
 
 use crate::database::{Change, DatabaseError, Db, Snapshot};
 use crate::open::{self, at};
@@ -23,6 +24,10 @@ pub(crate) struct Checker<'a> {
     pub(crate) options: &'a Options,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) report: Report,
+    /// Slots of layers that are to be forgotten: their rows follow.
+    pub(crate) lost: BTreeSet<u32>,
+    /// Objects with a block that is wrong.
+    pub(crate) bad: BTreeSet<ObjectId>,
     db: Option<Db>,
     changes: Vec<Change>,
 }
@@ -35,6 +40,8 @@ impl<'a> Checker<'a> {
             options,
             progress,
             report: Report::new(root.display().to_string(), mode),
+            lost: BTreeSet::new(),
+            bad: BTreeSet::new(),
             db: None,
             changes: Vec::new(),
         }
@@ -47,10 +54,13 @@ impl<'a> Checker<'a> {
             self.check_records()?;
             self.check_objects()?;
             self.check_contents()?;
+            self.adopt_objects()?;
             self.check_layers()?;
-            self.check_slots()?;
             self.check_files()?;
             self.check_data()?;
+            self.check_indexes()?;
+            self.check_references()?;
+            self.check_slots()?;
             self.check_staging()?;
         }
         self.flush()?;

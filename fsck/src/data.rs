@@ -256,6 +256,7 @@ impl Checker<'_> {
                     repaired,
                 });
             }
+            self.bad.insert(id);
             let blocks: Vec<u32> = faults.iter().map(|(index, _)| *index).collect();
             self.drop_blocks(&id, &blocks)?;
         }
@@ -274,6 +275,12 @@ impl Checker<'_> {
             return Ok(());
         }
         let place = format!("object {id}");
+        if snapshot.contains(Table::Removing, id.as_bytes())? {
+            // It claims nothing any more, whatever files are left.
+            self.progress.advance(record.length);
+            self.report.note(format!("{place}: its removal will be finished at the next opening"));
+            return Ok(());
+        }
         let mut damaged = false;
         let mut problems = Vec::new();
         let claims = claims(&self.root, id, record, |problem| problems.push(problem));
@@ -282,16 +289,10 @@ impl Checker<'_> {
             Claims::Some(vec![0; record.blocks.div_ceil(64) as usize])
         });
         let file = open_file(&self.root.join(data_path(id)));
-        // An empty bitmap file is one that was just being made.
-        let fresh = problems.len() == 1 && !claims.any() && self.is_empty_file(&bits_path(id));
-        if fresh {
-            self.report.note(format!("{place}: an empty bitmap, as a crash leaves it"));
-        } else {
-            for problem in &problems {
-                self.found(Kind::Bitmap, &place, problem.to_string());
-            }
-            damaged |= !problems.is_empty();
+        for problem in &problems {
+            self.found(Kind::Bitmap, &place, problem.to_string());
         }
+        damaged |= !problems.is_empty();
         if damaged {
             self.rewrite_claims(id, record, &claims)?;
         }
@@ -328,10 +329,6 @@ impl Checker<'_> {
         })?
         .unwrap_or_default();
         Ok(())
-    }
-
-    fn is_empty_file(&self, path: &str) -> bool {
-        std::fs::symlink_metadata(self.root.join(path)).is_ok_and(|m| m.len() == 0)
     }
 }
 

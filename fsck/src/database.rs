@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -156,18 +157,6 @@ impl Snapshot {
         guarded(|| self.table(table)?.len().map_err(redb_error))
     }
 
-    /// Whether any key of the table begins with `prefix`.
-    pub(crate) fn any(&self, table: Table, prefix: &[u8]) -> Result<bool, DatabaseError> {
-        guarded(|| {
-            let open = self.table(table)?;
-            let mut rows = open.range::<&[u8]>(prefix..).map_err(redb_error)?;
-            match rows.next() {
-                None => Ok(false),
-                Some(row) => Ok(row.map_err(redb_error)?.0.value().starts_with(prefix)),
-            }
-        })
-    }
-
     /// Visits the rows whose key begins with `prefix`, in order, with their
     /// payload or what is wrong with it.
     pub(crate) fn scan<E: From<DatabaseError>>(
@@ -231,7 +220,12 @@ pub(crate) fn payload<'a>(
 
 fn redb_error(error: impl Into<redb::Error>) -> DatabaseError {
     match error.into() {
-        redb::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => DatabaseError::Io(e),
+        // What redb says of a file that is none of its own, or too short.
+        redb::Error::Io(e)
+            if !matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) =>
+        {
+            DatabaseError::Io(e)
+        }
         other => DatabaseError::Damaged(other.to_string()),
     }
 }

@@ -4,8 +4,8 @@ use std::fs::DirEntry;
 use std::path::Path;
 
 use peersync::store::format::layout::{
-    CONTROL_SOCKET, FORMAT_FILE, FORMAT_TEMP, LOCK_FILE, META_FILE, OBJECTS_DIR, ObjectFile,
-    QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, parse_object_file,
+    CONTROL_SOCKET, FORMAT_FILE, FORMAT_TEMP, LOCK_FILE, META_FILE, META_TEMP, OBJECTS_DIR,
+    OWNER_LOG, ObjectFile, QUARANTINE_DIR, RESERVE_FILE, STAGING_DIR, parse_object_file,
 };
 use peersync::store::format::tables::Table;
 
@@ -17,7 +17,17 @@ use crate::open::at;
 use crate::repair::remove;
 use crate::report::Kind;
 
-const FILES: [&str; 5] = [FORMAT_FILE, FORMAT_TEMP, LOCK_FILE, META_FILE, RESERVE_FILE];
+const FILES: [&str; 8] = [
+    FORMAT_FILE,
+    FORMAT_TEMP,
+    LOCK_FILE,
+    META_FILE,
+    META_TEMP,
+    RESERVE_FILE,
+    OWNER_LOG,
+    // The node's secret key.
+    "node.key",
+];
 const DIRS: [&str; 3] = [OBJECTS_DIR, STAGING_DIR, QUARANTINE_DIR];
 
 impl Checker<'_> {
@@ -37,7 +47,7 @@ impl Checker<'_> {
                 || [CONTROL_SOCKET, "lost+found"].contains(&&*name);
             if !fine {
                 // Not touched: it may be somebody's, and harms nobody here.
-                self.found_as(Kind::Stranger, &*name, "does not belong into a store", false);
+                self.report.note(format!("{name}: does not belong into a store"));
             }
             Ok(())
         })?;
@@ -95,8 +105,8 @@ impl Checker<'_> {
                 }
                 Some(_) => Ok(()),
             },
-            None if name.ends_with(".bits.new") => {
-                self.report.note(format!("{place}: left over from a repair"));
+            Some(ObjectFile::Temp(_)) => {
+                self.report.note(format!("{place}: a bitmap that was being written"));
                 if self.repairs() { remove(&path) } else { Ok(()) }
             }
             None => self.strange(entry),

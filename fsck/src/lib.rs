@@ -7,10 +7,12 @@
 //! block lists in stretches of 1024 blocks, data in buffers of a mebibyte.
 //! `docs/OPERATIONS.md` says what to do about each finding.
 
+mod adopt;
 mod checker;
 mod data;
 mod database;
 mod files;
+mod layers;
 mod live;
 mod objects;
 mod open;

@@ -232,7 +232,8 @@ impl Current {
     ) -> Option<()> {
         let (present, list) = (unhex(present)?, unhex(list)?);
         let count = list.len() / 36;
-        if first != self.next || list.len() % 36 != 0 || count > BLOCKS_PER_LINE as usize {
+        if first != self.next || !list.len().is_multiple_of(36) || count > BLOCKS_PER_LINE as usize
+        {
             return None;
         }
         self.hasher.update(&list);
@@ -259,7 +260,7 @@ impl Current {
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
-    if text.len() % 2 != 0 {
+    if !text.len().is_multiple_of(2) {
         return None;
     }
     text.as_bytes()

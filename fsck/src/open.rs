@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use peersync::store::format::layout::{
@@ -120,9 +120,4 @@ pub(crate) fn read_small(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn at(path: &Path, source: io::Error) -> FsckError {
     let place = path.display().to_string();
     FsckError::Io { place, source }
-}
-
-/// The path of one of the store's files.
-pub(crate) fn join(root: &Path, relative: &str) -> PathBuf {
-    root.join(relative)
 }

@@ -87,7 +87,7 @@ fn payload_fits(table: Table, key: &[u8], payload: &[u8]) -> Result<(), RecordEr
         Table::State | Table::Names => decode_number(payload).map(drop),
         Table::Objects => ObjectRecord::decode(payload).map(drop),
         Table::Numbers => decode_object(payload).map(drop),
-        Table::Specs if payload.len() % 36 != 0 || payload.is_empty() => {
+        Table::Specs if !payload.len().is_multiple_of(36) || payload.is_empty() => {
             Err(RecordError::Malformed)
         }
         Table::Marks => VerifiedMark::decode(payload).map(drop),

@@ -1,7 +1,5 @@
 //! Layers and their objects, blobs and where content can be had.
 
-use std::collections::BTreeSet;
-
 use peersync::store::format::keys;
 use peersync::store::format::records::{
     BlobRecord, ChainRecord, ImageRecord, LayerRecord, Role, SlotOwner,
@@ -20,7 +18,6 @@ impl Checker<'_> {
     pub(crate) fn check_layers(&mut self) -> Result<(), FsckError> {
         let snapshot = self.snapshot()?;
         self.progress.stage("layers", Some(snapshot.count(Table::Layers)?));
-        let mut lost = BTreeSet::new();
         snapshot.scan(Table::Layers, &[], |key, payload| {
             self.progress.advance(1);
             let Some(layer) = payload.ok().and_then(|p| LayerRecord::decode(p).ok()) else {
@@ -29,15 +26,20 @@ impl Checker<'_> {
             if let Some(reason) = layer_fault(&snapshot, key, &layer)? {
                 self.found(Kind::References, row(Table::Layers, key), reason);
                 self.delete(Table::Layers, key)?;
-                lost.insert(layer.slot);
+                self.lost.insert(layer.slot);
             }
             Ok::<_, FsckError>(())
-        })?;
-        self.check_layer_objects(&lost)?;
+        })
+    }
+
+    /// References, and blobs with their homes. Comes after all that may forget
+    /// a layer.
+    pub(crate) fn check_references(&mut self) -> Result<(), FsckError> {
+        self.check_layer_objects()?;
         self.check_blobs()
     }
 
-    fn check_layer_objects(&mut self, lost: &BTreeSet<u32>) -> Result<(), FsckError> {
+    fn check_layer_objects(&mut self) -> Result<(), FsckError> {
         let snapshot = self.snapshot()?;
         let mut rows = 0;
         snapshot.scan(Table::LayerObjects, &[], |key, payload| {
@@ -48,8 +50,8 @@ impl Checker<'_> {
                 return Ok(());
             }
             let reference = keys::reference(&id, slot);
-            if lost.contains(&slot) || layer_of(&snapshot, slot)?.is_none() {
-                if !lost.contains(&slot) {
+            if self.lost.contains(&slot) || layer_of(&snapshot, slot)?.is_none() {
+                if !self.lost.contains(&slot) {
                     self.found(
                         Kind::References,
                         row(Table::LayerObjects, key),

@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use peersync::store::format::bits;
-use peersync::store::format::layout::{QUARANTINE_DIR, bits_path, data_path, object_dir};
+use peersync::store::format::layout::{
+    QUARANTINE_DIR, TEMP_SUFFIX, bits_path, data_path, object_dir,
+};
 use peersync::store::format::records::ObjectRecord;
 use peersync::store::format::tables::Table;
 use peersync::types::ObjectId;
@@ -129,7 +131,9 @@ pub(crate) fn remove(path: &Path) -> Result<(), FsckError> {
 
 /// Replaces a file's content, so that after a crash there is the old or the new.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), FsckError> {
-    let new = path.with_extension("bits.new");
+    let mut new = path.as_os_str().to_owned();
+    new.push(TEMP_SUFFIX);
+    let new = std::path::PathBuf::from(new);
     let write = || {
         remove_io(&new)?;
         let mut file =

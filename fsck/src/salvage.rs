@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::path::Path;
 
-use peersync::store::format::layout::{META_FILE, QUARANTINE_DIR};
+use peersync::store::format::layout::{META_FILE, META_TEMP, QUARANTINE_DIR};
 use peersync::store::format::tables::Table;
 
 use crate::FsckError;
@@ -36,7 +36,7 @@ pub(crate) fn verify(path: &Path) -> Result<Option<String>, FsckError> {
 /// Makes a new database of all records that can be read and whose seals hold,
 /// and puts the damaged one into quarantine. Gives the number of records.
 pub(crate) fn rebuild(root: &Path) -> Result<u64, FsckError> {
-    let (path, new) = (root.join(META_FILE), root.join("meta.new"));
+    let (path, new) = (root.join(META_FILE), root.join(META_TEMP));
     if new.exists() {
         std::fs::remove_file(&new).map_err(|e| at(&new, e))?;
     }
