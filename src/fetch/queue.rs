@@ -312,7 +312,11 @@ impl<W> WantQueue<W> {
                 && flight.position <= place.stream.start
                 && place.entry < flight.end;
             let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
-            let patience = if flight.class <= class { RUN_READER } else { DUPLICATE_DISTANCE };
+            let patience = match flight.class {
+                Class::Urgent | Class::Sequential => RUN_READER,
+                bulk if bulk <= class => RUN_BULK,
+                _ => DUPLICATE_DISTANCE,
+            };
             passes && until <= patience
         })
     }
@@ -342,12 +346,26 @@ impl<W> WantQueue<W> {
         let mut stream = place.stream.clone();
         let mut keys = vec![first];
         let here = (place.blob, place.stream.start, first);
+        // Where the run can end so that what follows need not read a part of the
+        // same span again: number of keys, and end.
+        let mut seam = None;
         for (blob, _, key) in self.by_place.range(here..).skip(1) {
             let next = &self.wants[key].place;
             // Entering anew would read from `entry` on anyway.
             let near = next.stream.start <= stream.end + GAP || next.entry < stream.end;
+            if *blob != place.blob || !near {
+                break;
+            }
+            let last = keys.last().map_or(0, |last| self.wants[last].place.stream.start);
+            if next.entry > last {
+                seam = Some((keys.len(), stream.end));
+            }
             let end = stream.end.max(next.stream.end);
-            if *blob != place.blob || !near || end - stream.start > limit {
+            if end - stream.start > limit {
+                if let Some((count, end)) = seam {
+                    keys.truncate(count);
+                    stream.end = end;
+                }
                 break;
             }
             stream.end = end;

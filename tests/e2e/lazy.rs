@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::harness::indexed::{IMAGE, lazy_image};
 use crate::harness::layout::{Compression, Layout, layer_bytes, layer_streams};
-use crate::harness::line::Line;
+use crate::harness::line::{Conditions, Line};
 use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
 use crate::harness::tree::Tree;
@@ -209,7 +209,9 @@ fn a_first_pass_that_a_crash_interrupts_goes_on_where_it_was() {
     registry.push(&layout.dir, "v1", "test/large:v1");
     let whole = layer_bytes(&layout.dir, "v1");
 
-    let line = Line::to(registry.address);
+    // Slow enough for checkpoints, which come every second or so.
+    let conditions = Conditions { rate: Some(12_500_000), ..Conditions::default() };
+    let line = Line::shaped(registry.address, conditions);
     let image = format!("{}/test/large:v1", line.address);
     let peersync = Peersync::new();
     let half = whole / 2;
