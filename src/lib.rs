@@ -28,4 +28,6 @@ pub mod mount;
 #[cfg(feature = "node")]
 pub mod oci;
 #[cfg(feature = "node")]
+pub mod snapshotter;
+#[cfg(feature = "node")]
 pub mod telemetry;
