@@ -49,14 +49,6 @@ pub enum WriteError {
     /// The rules forbid it.
     #[error(transparent)]
     Meta(#[from] MetaError),
-    /// Its files could not be made.
-    #[error("{what}: {source}")]
-    Files {
-        /// What was attempted.
-        what: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// The database could not be written.
     #[error("snapshot database: {0}")]
     Database(Box<redb::Error>),
