@@ -273,9 +273,18 @@ impl Snapshotter {
         chains.collect()
     }
 
-    /// Ends work in the background early; snapshots stay as they are.
-    pub fn close(&self) {
+    /// Ends work in the background soon. Snapshots stay as they are, and what is
+    /// left of removed ones goes next time.
+    pub fn stop_background(&self) {
         self.inner.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets go of the database when the write under way is through, so that it can
+    /// be opened again even while a connection lingers. Changes are refused then.
+    pub async fn close(&self) {
+        self.stop_background();
+        let inner = Arc::clone(&self.inner);
+        let _ = tokio::task::spawn_blocking(move || inner.meta.close()).await;
     }
 
     async fn prepare_remote(&self, parent: &str, labels: &Labels) -> Result<Prepared, Error> {

@@ -44,6 +44,7 @@ impl From<WriteError> for Error {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Meta(error) => Self::Meta(error),
+            WriteError::Closed => Self::Unavailable(error.to_string()),
             WriteError::Database(_) => Self::Internal(error.to_string()),
         }
     }

@@ -30,7 +30,8 @@ pub enum ServeError {
 }
 
 /// Serves `snapshotter` on `socket` until `stop` comes, and then for at most five
-/// seconds what is still under way. The socket's file is removed at the end.
+/// seconds what is still under way. At the end the snapshotter is closed and the
+/// socket's file removed.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -47,19 +48,19 @@ pub async fn serve(
             let _ = stopped.await;
         });
     tokio::pin!(server);
-    tokio::select! {
-        ended = &mut server => return Ok(ended?),
-        () = stop => {}
-    }
-    snapshotter.close();
-    drop(stopping);
-    match tokio::time::timeout(GRACE, server).await {
-        Ok(ended) => Ok(ended?),
-        Err(_) => {
-            tracing::info!("requests still under way are cut off");
-            Ok(())
+    let ended = tokio::select! {
+        ended = &mut server => ended,
+        () = stop => {
+            snapshotter.stop_background();
+            drop(stopping);
+            tokio::time::timeout(GRACE, server).await.unwrap_or_else(|_| {
+                tracing::info!("requests still under way are cut off");
+                Ok(())
+            })
         }
-    }
+    };
+    snapshotter.close().await;
+    Ok(ended?)
 }
 
 /// Connections as they come. One that can't be accepted ends nothing.

@@ -52,6 +52,9 @@ pub enum WriteError {
     /// The database could not be written.
     #[error("snapshot database: {0}")]
     Database(Box<redb::Error>),
+    /// The store was closed.
+    #[error("the snapshotter is stopping")]
+    Closed,
 }
 
 /// The snapshot table, durable and shared between threads.
@@ -60,7 +63,8 @@ pub enum WriteError {
 /// and are for threads that may block.
 #[derive(Debug)]
 pub struct MetaStore {
-    database: Database,
+    /// None once closed.
+    database: Mutex<Option<Database>>,
     state: RwLock<State>,
     writer: Mutex<()>,
     /// Identifiers whose records could not be read: their directories stay.
@@ -85,7 +89,12 @@ impl MetaStore {
         if version != VERSION {
             return Err(OpenError::Version { path: name(), found: version });
         }
-        Ok(Self { database, state: RwLock::new(state), writer: Mutex::new(()), damaged })
+        Ok(Self {
+            database: Mutex::new(Some(database)),
+            state: RwLock::new(state),
+            writer: Mutex::new(()),
+            damaged,
+        })
     }
 
     /// The table as it is now.
@@ -96,6 +105,12 @@ impl MetaStore {
     /// Identifiers whose records could not be read when the database was opened.
     pub fn damaged(&self) -> &[u64] {
         &self.damaged
+    }
+
+    /// Lets go of the file, after the write that is under way. What was written is
+    /// still read, nothing is written any more.
+    pub fn close(&self) {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Keeps every writer out while the guard lives.
@@ -125,15 +140,21 @@ impl Writer<'_> {
         if change.is_empty() {
             return Ok(());
         }
-        self.store.persist(&change).map_err(|error| WriteError::Database(Box::new(error)))?;
+        self.store.persist(&change)?;
         self.store.state.write().unwrap_or_else(PoisonError::into_inner).apply(change);
         Ok(())
     }
 }
 
 impl MetaStore {
-    fn persist(&self, change: &Change) -> Result<(), redb::Error> {
-        let mut transaction = self.database.begin_write()?;
+    fn persist(&self, change: &Change) -> Result<(), WriteError> {
+        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(WriteError::Closed)?;
+        self.write(database, change).map_err(|error| WriteError::Database(Box::new(error)))
+    }
+
+    fn write(&self, database: &Database, change: &Change) -> Result<(), redb::Error> {
+        let mut transaction = database.begin_write()?;
         transaction.set_quick_repair(true);
         transaction.set_durability(Durability::Immediate)?;
         {
@@ -249,13 +270,15 @@ mod tests {
         let store = MetaStore::open(&path).unwrap();
         create(&store, "a", "");
         create(&store, "b", "");
-        let transaction = store.database.begin_write().unwrap();
+        let guard = store.database.lock().unwrap();
+        let transaction = guard.as_ref().unwrap().begin_write().unwrap();
         {
             let mut table = transaction.open_table(SNAPSHOTS).unwrap();
             table.insert("a", [0u8; 40].as_slice()).unwrap();
         }
         transaction.commit().unwrap();
-        drop(store);
+        drop(guard);
+        store.close();
 
         let store = MetaStore::open(&path).unwrap();
         assert!(store.read().get("a").is_err());
@@ -270,9 +293,11 @@ mod tests {
         let path = directory.path().join("meta");
         let store = MetaStore::open(&path).unwrap();
         assert!(matches!(MetaStore::open(&path), Err(OpenError::Database { .. })));
-        let transaction = store.database.begin_write().unwrap();
+        let guard = store.database.lock().unwrap();
+        let transaction = guard.as_ref().unwrap().begin_write().unwrap();
         transaction.open_table(NUMBERS).unwrap().insert("version", 2).unwrap();
         transaction.commit().unwrap();
+        drop(guard);
         drop(store);
         assert!(matches!(MetaStore::open(&path), Err(OpenError::Version { found: 2, .. })));
     }

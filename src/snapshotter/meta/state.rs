@@ -14,6 +14,10 @@ use super::{
 use crate::snapshotter::filter::{Filter, Subject};
 use crate::types::Digest;
 
+// Errors read as containerd's own do.
+const CREATE: &str = "failed to create snapshot";
+const COMMIT: &str = "failed to commit snapshot";
+
 /// All snapshots of one snapshotter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -118,7 +122,7 @@ impl State {
         }
         let parents = self.chain_of_parent(parent)?;
         if self.records.contains_key(key) {
-            return Err(MetaError::AlreadyExists(format!("snapshot {key:?}")));
+            return Err(MetaError::AlreadyExists(format!("{CREATE}: snapshot {key}")));
         }
         let id = self.allocate()?;
         let record = Record {
@@ -196,20 +200,21 @@ impl State {
         now: Timestamp,
     ) -> Result<Change, MetaError> {
         check_name("name", name)?;
-        check_name("key", key)?;
         check_labels(labels)?;
         if self.is_repeated_commit(name, key) {
             return Ok(Change { next: self.next, ..Change::default() });
         }
         if self.records.contains_key(name) {
-            return Err(MetaError::AlreadyExists(format!("committed snapshot {name:?}")));
+            return Err(MetaError::AlreadyExists(format!("{COMMIT}: committed snapshot {name}")));
         }
         let active = self
             .records
             .get(key)
-            .ok_or_else(|| MetaError::NotFound(format!("failed to get active snapshot {key:?}")))?;
+            .ok_or_else(|| MetaError::NotFound("snapshot does not exist".to_owned()))?;
         if active.kind != Kind::Active {
-            return Err(MetaError::FailedPrecondition(format!("snapshot {key:?} is not active")));
+            return Err(MetaError::FailedPrecondition(format!(
+                "{COMMIT}: snapshot {key:?} is not active"
+            )));
         }
         if !active.parent.is_empty() && !self.records.contains_key(&active.parent) {
             return Err(MetaError::NotFound(format!(
@@ -250,7 +255,7 @@ impl State {
         let record = self.get(key)?;
         if self.children.get(key).is_some_and(|count| *count > 0) {
             return Err(MetaError::FailedPrecondition(
-                "cannot remove snapshot with child".to_owned(),
+                "failed to remove: cannot remove snapshot with child".to_owned(),
             ));
         }
         Ok((Change { put: Vec::new(), delete: vec![key.to_owned()], next: self.next }, record))
@@ -303,7 +308,7 @@ impl State {
         let record = self.get(key)?;
         if record.kind == Kind::Committed {
             return Err(MetaError::FailedPrecondition(format!(
-                "requested snapshot {key:?} not active or view"
+                "failed to get active mount: requested snapshot {key} not active or view"
             )));
         }
         Ok(Snapshot {
@@ -346,13 +351,12 @@ impl State {
         if parent.is_empty() {
             return Ok(Vec::new());
         }
-        let found = self
-            .records
-            .get(parent)
-            .ok_or_else(|| MetaError::NotFound(format!("missing parent {parent:?} bucket")))?;
+        let found = self.records.get(parent).ok_or_else(|| {
+            MetaError::NotFound(format!("{CREATE}: missing parent {parent:?} bucket"))
+        })?;
         if found.kind != Kind::Committed {
             return Err(MetaError::InvalidArgument(format!(
-                "parent {parent:?} is not committed snapshot"
+                "{CREATE}: parent {parent:?} is not committed snapshot"
             )));
         }
         self.chain_of(parent)
