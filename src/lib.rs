@@ -18,6 +18,8 @@ pub mod config;
 #[cfg(feature = "node")]
 pub mod daemon;
 #[cfg(feature = "node")]
+pub mod doctor;
+#[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;
