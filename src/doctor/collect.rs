@@ -94,7 +94,8 @@ fn disk(store: &Path) -> io::Result<Disk> {
 }
 
 fn kind_of(FsType(magic): FsType) -> String {
-    #[allow(clippy::cast_lossless)]
+    // Its width differs between C libraries.
+    #[allow(clippy::cast_lossless, clippy::unnecessary_cast)]
     let magic = magic as i64;
     let known = KINDS.iter().find(|(number, _)| *number == magic & 0xffff_ffff);
     known.map_or_else(|| format!("{magic:#x}"), |(_, name)| (*name).to_owned())
@@ -214,7 +215,7 @@ mod tests {
         assert!(facts.disk.is_ok_and(|disk| disk.total > 0));
         assert_eq!(facts.socket, SocketState::Missing);
         assert_eq!(facts.containerd, None);
-        assert_eq!(facts.listeners, [(taken.0.clone(), ListenerState::InUse)]);
+        assert_eq!(facts.listeners, [(taken.0, ListenerState::InUse)]);
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
     }
 

@@ -61,13 +61,13 @@ pub fn mounts(
         .parents
         .iter()
         .take_while(|layer| layer.content == Content::Directory)
-        .map(|layer| text(&directories.fs(layer.id)))
+        .map(|layer| text(directories.fs(layer.id)))
         .collect();
     lower.extend(chain.map(text));
 
     let writable = snapshot.kind == Kind::Active;
     if lower.is_empty() {
-        return bind(text(&directories.fs(snapshot.id)), writable);
+        return bind(text(directories.fs(snapshot.id)), writable);
     }
     if !writable && lower.len() == 1 {
         return bind(lower.remove(0), false);
@@ -80,8 +80,8 @@ pub fn mounts(
         options.push("userxattr".to_owned());
     }
     if writable {
-        options.push(format!("workdir={}", text(&directories.work(snapshot.id))));
-        options.push(format!("upperdir={}", text(&directories.fs(snapshot.id))));
+        options.push(format!("workdir={}", text(directories.work(snapshot.id))));
+        options.push(format!("upperdir={}", text(directories.fs(snapshot.id))));
     }
     options.push(format!("lowerdir={}", lower.join(":")));
     vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]

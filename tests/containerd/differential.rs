@@ -56,7 +56,7 @@ fn call(random: &mut Random) -> Call {
     let labels = |random: &mut Random| {
         let mut labels = Labels::from([("containerd.io/gc.root".into(), "test".into())]);
         for key in ["x", "containerd.io/snapshot/inherited", "empty"] {
-            if random.next() % 2 == 0 {
+            if random.next().is_multiple_of(2) {
                 let value = if key == "empty" { "" } else { *random.pick(&["1", "2"]) };
                 labels.insert(key.into(), value.into());
             }
@@ -110,20 +110,20 @@ async fn answer(snapshots: &mut Snapshots, call: Call, state: &Path) -> String {
             shown(snapshots.commit(&name, &key, labels).await.map(|()| String::new()))
         }
         Call::Remove(key) => shown(snapshots.remove(&key).await.map(|()| String::new())),
-        Call::Stat(key) => shown(snapshots.stat(&key).await.map(info)),
+        Call::Stat(key) => shown(snapshots.stat(&key).await.as_ref().map(info).map_err(Clone::clone)),
         Call::Update(name, labels, paths) => {
-            shown(snapshots.update(&name, labels, &paths).await.map(info))
+            shown(snapshots.update(&name, labels, &paths).await.as_ref().map(info).map_err(Clone::clone))
         }
         Call::List(filters) => {
             let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
             let listed = snapshots.list(&filters).await;
-            shown(listed.map(|all| all.into_iter().map(info).collect::<Vec<_>>().join("\n")))
+            shown(listed.map(|all| all.iter().map(info).collect::<Vec<_>>().join("\n")))
         }
         Call::Usage(key) => shown(snapshots.usage(&key).await.map(|usage| format!("{usage:?}"))),
     }
 }
 
-fn info(info: Info) -> String {
+fn info(info: &Info) -> String {
     let changed = info.created_at != info.updated_at;
     format!("{:?} {:?} {} {:?} {changed}", info.name, info.parent, info.kind, info.labels)
 }

@@ -12,7 +12,7 @@ use crate::harness::host::{Host, Reply};
 use crate::harness::layout::read_manifest;
 use crate::images::{add, base, changes, extra};
 use crate::ordinary::{DATA_AND_DEEP, change_files};
-use crate::plugin::{InProcess, Plugin};
+use crate::plugin::InProcess;
 use crate::unpacked::Unpacked;
 use crate::world::{OURS, World, needs_containerd};
 
@@ -196,7 +196,7 @@ fn an_image_whose_first_layer_is_not_available_is_left_to_containerd() {
     let layers = lazy.layers("v1");
     lazy.remote.refuse(&layers[0], Some(RemoteError::Unavailable("for the test".into())));
     lazy.cri_pull("v1").expect("pull");
-    let mut all = layers.clone();
+    let mut all = layers;
     all.sort();
     assert_eq!(lazy.downloaded("v1"), all);
     assert!(lazy.remote.prepared().is_empty(), "no remote layer stands on an ordinary one");

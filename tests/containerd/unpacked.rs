@@ -81,7 +81,7 @@ impl Unpacked {
         let half = path.with_extension("half");
         match &layer.parent {
             Some(parent) => {
-                drop(run(Command::new("cp").arg("-a").arg(self.chain(parent)).arg(&half)))
+                run(Command::new("cp").arg("-a").arg(self.chain(parent)).arg(&half));
             }
             None => fs::create_dir(&half).expect("chain"),
         }
