@@ -32,7 +32,7 @@ pub fn check(settings: &Settings, facts: &Facts) -> Report {
         stack_depth(settings, facts),
         plugin(settings, facts),
         cri(settings, facts),
-        annotations(facts),
+        annotations(settings, facts),
         socket(settings, facts),
         clock(facts),
     ];
@@ -266,22 +266,24 @@ fn cri(settings: &Settings, facts: &Facts) -> Finding {
     }
 }
 
-fn annotations(facts: &Facts) -> Finding {
+fn annotations(settings: &Settings, facts: &Facts) -> Finding {
     const CHECK: &str = "snapshot-annotations";
-    match &facts.containerd {
-        Some(Ok(ContainerdConfig { cri: Some(cri), .. })) if cri.disable_snapshot_annotations => {
-            not_fine(
-                CHECK,
-                Status::Failed,
-                "switched off: containerd does not say which image a layer is of",
-                format!(
-                    "Set disable_snapshot_annotations = false as in {SNIPPETS}. Until then \
-                     containerd downloads whole images."
-                ),
-            )
-        }
-        Some(Ok(ContainerdConfig { cri: Some(_), .. })) => fine(CHECK, "switched on"),
-        _ => not_fine(CHECK, Status::Skipped, "no CRI configuration", ""),
+    let Some(Ok(config)) = &facts.containerd else {
+        return not_fine(CHECK, Status::Skipped, "no containerd configuration", "");
+    };
+    let name = name_of(config, &settings.socket).unwrap_or_default();
+    match config.annotates(name) {
+        None => not_fine(CHECK, Status::Skipped, "the CRI plugin is switched off", ""),
+        Some(true) => fine(CHECK, "switched on"),
+        Some(false) => not_fine(
+            CHECK,
+            Status::Failed,
+            "switched off: containerd does not say which image a layer is of",
+            format!(
+                "Set disable_snapshot_annotations = false and the plugin's exports as in \
+                 {SNIPPETS}. Until then containerd downloads whole images."
+            ),
+        ),
     }
 }
 

@@ -18,6 +18,8 @@ const CRI_V3: &str = "io.containerd.cri.v1.images";
 pub struct ContainerdConfig {
     /// The files that were read, the main one first.
     pub files: Vec<PathBuf>,
+    /// The format's version: 2 with containerd 1.x, 3 with 2.x; 1 if none is said.
+    pub version: i64,
     /// Plugins in other processes, by name.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// The CRI plugin; none where it is switched off.
@@ -31,6 +33,8 @@ pub struct ProxyPlugin {
     pub kind: String,
     /// Its socket.
     pub address: String,
+    /// Whether the transfer service shall say which image a layer is of.
+    pub remote_annotations: bool,
 }
 
 /// What Kubernetes' images use.
@@ -40,11 +44,18 @@ pub struct CriConfig {
     pub snapshotter: String,
     /// Whether layers come without the labels that say which image they are of.
     pub disable_snapshot_annotations: bool,
+    /// Whether the CRI plugin pulls by itself; since containerd 2.1 the transfer
+    /// service does that by default.
+    pub local_pull: bool,
 }
 
 impl Default for CriConfig {
     fn default() -> Self {
-        Self { snapshotter: "overlayfs".to_owned(), disable_snapshot_annotations: true }
+        Self {
+            snapshotter: "overlayfs".to_owned(),
+            disable_snapshot_annotations: true,
+            local_pull: false,
+        }
     }
 }
 
@@ -75,7 +86,7 @@ impl ContainerdConfig {
     /// # Errors
     /// A text is not TOML.
     pub fn parse(files: &[(PathBuf, String)]) -> Result<Self, ContainerdError> {
-        let mut config = Self { cri: Some(CriConfig::default()), ..Self::default() };
+        let mut config = Self { version: 1, cri: Some(CriConfig::default()), ..Self::default() };
         for (path, text) in files {
             let table = parse_file(path, text)?;
             config.files.push(path.clone());
@@ -95,7 +106,20 @@ impl ContainerdConfig {
             .map(|(name, _)| name.as_str())
     }
 
+    /// Whether layers come with the labels that say which image they are of, when
+    /// Kubernetes pulls through the plugin `name`; none without CRI.
+    pub fn annotates(&self, name: &str) -> Option<bool> {
+        let cri = self.cri.as_ref()?;
+        let by_transfer = self.version >= 3 && !cri.local_pull;
+        let plugin = self.proxy_plugins.get(name);
+        let exported = plugin.is_some_and(|plugin| plugin.remote_annotations);
+        Some(!cri.disable_snapshot_annotations && (exported || !by_transfer))
+    }
+
     fn merge(&mut self, table: &Table) {
+        if let Some(version) = table.get("version").and_then(Value::as_integer) {
+            self.version = version;
+        }
         let disabled = table.get("disabled_plugins").and_then(Value::as_array);
         let off = disabled.into_iter().flatten().filter_map(Value::as_str);
         if off.into_iter().any(|name| name == "cri" || name == CRI_V2 || name == CRI_V3) {
@@ -105,7 +129,13 @@ impl ContainerdConfig {
             table.get("proxy_plugins").and_then(Value::as_table).into_iter().flatten()
         {
             let text = |key| plugin.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            let plugin = ProxyPlugin { kind: text("type"), address: text("address") };
+            let exports = plugin.get("exports");
+            let annotations = exports.and_then(|all| all.get("enable_remote_snapshot_annotations"));
+            let plugin = ProxyPlugin {
+                kind: text("type"),
+                address: text("address"),
+                remote_annotations: annotations.and_then(Value::as_str) == Some("true"),
+            };
             self.proxy_plugins.insert(name.clone(), plugin);
         }
         let Some(cri) = &mut self.cri else { return };
@@ -119,6 +149,9 @@ impl ContainerdConfig {
             let disable = settings.get("disable_snapshot_annotations").and_then(Value::as_bool);
             if let Some(disable) = disable {
                 cri.disable_snapshot_annotations = disable;
+            }
+            if let Some(local) = settings.get("use_local_image_pull").and_then(Value::as_bool) {
+                cri.local_pull = local;
             }
         }
     }
@@ -159,9 +192,8 @@ mod tests {
         for snippet in [V2, V3] {
             let config = parse(&[snippet]);
             assert_eq!(config.snapshotter_at("/run/peersync/snapshotter.sock"), Some("peersync"));
-            let cri = config.cri.unwrap();
-            assert_eq!(cri.snapshotter, "peersync");
-            assert!(!cri.disable_snapshot_annotations);
+            assert_eq!(config.annotates("peersync"), Some(true));
+            assert_eq!(config.cri.unwrap().snapshotter, "peersync");
         }
     }
 
@@ -185,6 +217,17 @@ mod tests {
         assert_eq!(config.cri.unwrap().snapshotter, "a");
         let found = imports("x".as_ref(), main).unwrap();
         assert_eq!(found, [PathBuf::from("/etc/containerd/conf.d/*.toml")]);
+    }
+
+    #[test]
+    fn since_version_3_the_plugin_has_to_ask_for_annotations() {
+        let without = V3.replace("enable_remote_snapshot_annotations", "other");
+        assert_eq!(parse(&[&without]).annotates("peersync"), Some(false));
+        let local = "[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true";
+        assert_eq!(parse(&[&without, local]).annotates("peersync"), Some(true));
+        let without = V2.replace("enable_remote_snapshot_annotations", "other");
+        assert_eq!(parse(&[&without]).annotates("peersync"), Some(true));
+        assert_eq!(parse(&["version = 2"]).annotates("peersync"), Some(false));
     }
 
     #[test]

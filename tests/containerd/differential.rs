@@ -110,10 +110,12 @@ async fn answer(snapshots: &mut Snapshots, call: Call, state: &Path) -> String {
             shown(snapshots.commit(&name, &key, labels).await.map(|()| String::new()))
         }
         Call::Remove(key) => shown(snapshots.remove(&key).await.map(|()| String::new())),
-        Call::Stat(key) => shown(snapshots.stat(&key).await.as_ref().map(info).map_err(Clone::clone)),
-        Call::Update(name, labels, paths) => {
-            shown(snapshots.update(&name, labels, &paths).await.as_ref().map(info).map_err(Clone::clone))
+        Call::Stat(key) => {
+            shown(snapshots.stat(&key).await.as_ref().map(info).map_err(Clone::clone))
         }
+        Call::Update(name, labels, paths) => shown(
+            snapshots.update(&name, labels, &paths).await.as_ref().map(info).map_err(Clone::clone),
+        ),
         Call::List(filters) => {
             let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
             let listed = snapshots.list(&filters).await;

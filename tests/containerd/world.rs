@@ -20,6 +20,14 @@ use crate::plugin::{InProcess, Plugin};
 pub(crate) const OURS: &str = "peersync";
 pub(crate) const THEIRS: &str = "overlayfs";
 
+/// Garbage is collected when a test says so.
+const NO_SWEEPS: &str = r#"
+[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "1h"
+  deletion_threshold = 0
+  mutation_threshold = 1000000
+"#;
+
 /// How long containerd may take to answer.
 const START: Duration = Duration::from_secs(60);
 
@@ -232,7 +240,6 @@ impl<P: Plugin> World<P> {
         let at = |name: &str| self.place().join(name).display().to_string();
         let text = format!(
             r#"
-version = 2
 root = "{root}"
 state = "{state}"
 disabled_plugins = [
@@ -241,18 +248,17 @@ disabled_plugins = [
 ]
 [grpc]
   address = "{socket}"
-[proxy_plugins.{OURS}]
-  type = "snapshot"
-  address = "{plugin}"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "{OURS}"
-  disable_snapshot_annotations = false
 "#,
             root = at("containerd"),
             state = self.sockets.path().join("state").display(),
             socket = self.socket().display(),
-            plugin = self.plugin.socket().display(),
         );
+        // The snippet that users are given, as it is but for the socket.
+        let snippet = include_str!("../../packaging/containerd/config-v2.toml");
+        let socket = self.plugin.socket().display().to_string();
+        let snippet = snippet.replace("/run/peersync/snapshotter.sock", &socket);
+        let (version, tables) = snippet.split_once("version = 2").expect("version");
+        let text = format!("{version}version = 2\n{text}{tables}{NO_SWEEPS}");
         fs::write(self.place().join("containerd.toml"), text).expect("configuration");
     }
 

@@ -20,8 +20,11 @@ fn listener() -> Listener {
 
 /// A machine on which all is well.
 fn healthy() -> Facts {
-    let plugin =
-        ProxyPlugin { kind: "snapshot".into(), address: "/run/peersync/snapshotter.sock".into() };
+    let plugin = ProxyPlugin {
+        kind: "snapshot".into(),
+        address: "/run/peersync/snapshotter.sock".into(),
+        remote_annotations: true,
+    };
     Facts {
         root: true,
         kernel: "6.12.9-amd64".into(),
@@ -37,10 +40,12 @@ fn healthy() -> Facts {
         socket: SocketState::Answers,
         containerd: Some(Ok(ContainerdConfig {
             files: vec![PathBuf::from("/etc/containerd/config.toml")],
+            version: 3,
             proxy_plugins: [("peersync".to_owned(), plugin)].into(),
             cri: Some(CriConfig {
                 snapshotter: "peersync".into(),
                 disable_snapshot_annotations: false,
+                local_pull: false,
             }),
         })),
         listeners: vec![(listener(), ListenerState::InUse)],
@@ -114,6 +119,10 @@ fn each_check_finds_what_it_is_for() {
         }),
         ("containerd-cri", Skipped, |_, f| cri(f).cri = None),
         ("snapshot-annotations", Failed, |_, f| cri(f).cri = Some(CriConfig::default())),
+        ("snapshot-annotations", Failed, |_, f| {
+            cri(f).proxy_plugins.get_mut("peersync").unwrap().remote_annotations = false;
+        }),
+        ("snapshot-annotations", Skipped, |_, f| f.containerd = None),
         ("snapshot-annotations", Skipped, |_, f| cri(f).cri = None),
         ("socket", Warning, |_, f| f.socket = SocketState::Stale),
         ("socket", Failed, |_, f| f.socket = SocketState::NotASocket),
