@@ -35,6 +35,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("fuse", 5),
     ("mount", 6),
     ("snapshotter", 7),
+    ("doctor", 7),
     ("mirror", 7),
     ("admin", 7),
     ("daemon", 8),
@@ -52,11 +53,15 @@ const IO: &[&[&str]] = &[
     &["nix"],
     &["memmap2"],
     &["std", "fs"],
-    &["std", "net"],
+    // Addresses are values; sockets are not.
+    &["TcpStream"],
+    &["TcpListener"],
+    &["UdpSocket"],
+    &["ToSocketAddrs"],
+    &["std", "os", "unix", "net"],
     &["std", "process"],
     &["std", "thread"],
     &["std", "env"],
-    &["std", "os", "unix", "net"],
     &["Instant", "now"],
     &["SystemTime", "now"],
 ];
@@ -66,7 +71,10 @@ const IO: &[&[&str]] = &[
 const FUSE_NET_CLOCK: &[&[&str]] = &[
     &["fuser"],
     &["reqwest"],
-    &["std", "net"],
+    &["TcpStream"],
+    &["TcpListener"],
+    &["UdpSocket"],
+    &["ToSocketAddrs"],
     &["std", "os", "unix", "net"],
     &["tokio", "net"],
     &["tokio", "fs"],
@@ -91,6 +99,10 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("oci/reference", IO),
     ("fs", FUSE_NET_CLOCK),
 ];
+
+/// Files below a pure module that are a seam to the outside, and why.
+const SEAMS: &[(&str, &str)] =
+    &[("store/format/overlay", "reads the database file of a store that must not be touched")];
 
 /// "About 600 lines", and room to finish a thought. Test modules don't count.
 const LENGTH: usize = 640;
@@ -200,8 +212,10 @@ fn check_fsck(source: &Source) -> Vec<Violation> {
 
 fn check_purity(source: &Source) -> Vec<Violation> {
     let stem = source.path.trim_start_matches("src/").trim_end_matches(".rs");
-    let Some((_, banned)) =
-        PURE.iter().find(|(pure, _)| Path::new(stem).starts_with(pure)).filter(|_| !source.is_test)
+    let Some((_, banned)) = PURE
+        .iter()
+        .find(|(pure, _)| Path::new(stem).starts_with(pure))
+        .filter(|_| !source.is_test && !SEAMS.iter().any(|(seam, _)| *seam == stem))
     else {
         return Vec::new();
     };
@@ -339,8 +353,9 @@ mod seeded {
     #[test]
     fn io_in_a_pure_module_is_found_outside_its_tests() {
         let text = "use std::{collections::HashMap, fs};\nfn f() { Instant::now(); }\n\
-                    #[cfg(test)]\nmod tests {\n    use std::fs;\n}\nuse tokio::sync::Mutex;\n";
-        assert_eq!(lines(check_purity(&source("src/layer/tree.rs", text))), [1, 2, 7]);
+                    #[cfg(test)]\nmod tests {\n    use std::fs;\n}\nuse tokio::sync::Mutex;\n\
+                    use std::net::{Ipv6Addr, UdpSocket};\n";
+        assert_eq!(lines(check_purity(&source("src/layer/tree.rs", text))), [1, 2, 7, 8]);
         assert!(check_purity(&source("src/layer/tests.rs", text)).is_empty());
         assert!(check_purity(&source("src/oci/client.rs", text)).is_empty());
         assert!(check_purity(&source("src/layer2/tree.rs", text)).is_empty());

@@ -9,7 +9,7 @@ const ZIP_TAIL: u64 = 256 << 10;
 
 /// Stretches of a file that its readers are likely to want after its beginning,
 /// judged by its first bytes. `head` is hostile: it only ever costs bounded work.
-pub fn access_points(head: &[u8], length: u64) -> Vec<Range<u64>> {
+pub(super) fn access_points(head: &[u8], length: u64) -> Vec<Range<u64>> {
     let clip = |range: Range<u64>| range.start.min(length)..range.end.min(length);
     let point = if head.starts_with(b"PK\x03\x04") {
         // zip, wheel, jar, torch: the directory stands at the end.

@@ -15,7 +15,7 @@ const NEAR: u64 = 1 << 20;
 
 /// The state of one stream.
 #[derive(Debug)]
-pub struct Readahead {
+pub(super) struct Readahead {
     /// The part of the object that the stream's file occupies.
     file: Range<u64>,
     /// Where a sequential reader would go on.
@@ -27,14 +27,14 @@ pub struct Readahead {
 
 impl Readahead {
     /// A stream over the given part of an object.
-    pub fn new(file: Range<u64>) -> Self {
+    pub(super) fn new(file: Range<u64>) -> Self {
         Self { next: file.start, asked: file.start, file, window: 0 }
     }
 
     /// A read of `span` takes place; gives what to ask for ahead of it, if
     /// anything. A stream that begins at the file's start counts as sequential
     /// from its second read on.
-    pub fn read(&mut self, span: Range<u64>) -> Option<Range<u64>> {
+    pub(super) fn read(&mut self, span: Range<u64>) -> Option<Range<u64>> {
         let continues = span.start <= self.next + NEAR && span.end + NEAR >= self.next;
         let first =
             self.next == self.file.start && self.window == 0 && self.asked == self.file.start;

@@ -33,7 +33,7 @@ fn run(args: Args) -> Result<(), Exit> {
     }
     let owner = Owner::from_args(&args)?;
     match args.command {
-        Command::Mount(mount) => mount::mount(&owner, mount),
+        Command::Mount(mount) => mount::mount(&owner, &mount),
         Command::Umount { dir, lazy } => mount::umount(&dir, lazy),
         Command::Pull { image, plain_http } => pull::pull(&owner, &image, plain_http),
         Command::Images => list::images(&owner),

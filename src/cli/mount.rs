@@ -9,7 +9,7 @@ use super::owner::Owner;
 use super::progress::Bars;
 use crate::admin::{Event, FailureKind, MountArgs, Request};
 
-pub(super) fn mount(owner: &Owner, mount: Mount) -> Result<(), Exit> {
+pub(super) fn mount(owner: &Owner, mount: &Mount) -> Result<(), Exit> {
     let usage = |message: String| Exit::new(FailureKind::Usage, message);
     let dir = mount
         .dir

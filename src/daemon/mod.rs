@@ -53,6 +53,7 @@ pub struct Node {
     clients_changed: Notify,
     listener: Mutex<Option<UnixListener>>,
     socket: PathBuf,
+    socket_inode: Option<u64>,
     runtime: Handle,
     started: Instant,
 }
@@ -84,7 +85,7 @@ impl NodeError {
     /// caller's matter.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            Self::Store(OpenError::Locked { .. }) => FailureKind::Usage,
+            Self::Store(OpenError::Locked { .. }) => FailureKind::InUse,
             _ => FailureKind::Failed,
         };
         Failure::new(kind, self)
@@ -147,6 +148,7 @@ impl Node {
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),
             listener: Mutex::new(Some(listener)),
+            socket_inode: inode(&socket),
             socket,
             runtime,
             started: Instant::now(),
@@ -187,7 +189,10 @@ impl Node {
 
     /// Takes the mounts away and closes the store.
     pub async fn close(&self) {
-        let _ = std::fs::remove_file(&self.socket);
+        // Unless it is another's by now: somebody may have put a new store here.
+        if inode(&self.socket) == self.socket_inode {
+            let _ = std::fs::remove_file(&self.socket);
+        }
         let mounts = Arc::clone(&self.mounts);
         let in_use = tokio::task::spawn_blocking(move || mounts.unmount_all()).await;
         for dir in in_use.unwrap_or_default() {
@@ -250,6 +255,11 @@ impl Node {
             }
         }
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|meta| meta.ino())
 }
 
 fn open_store(config: &Config, path: &Path) -> Result<Store, OpenError> {

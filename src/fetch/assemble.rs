@@ -26,7 +26,7 @@ pub struct Stretch {
 
 /// A block as it came out of the stream, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawBlock {
+pub(super) struct RawBlock {
     /// Number of the object in the layer.
     pub object: u32,
     /// Number of the block in the object.
@@ -37,7 +37,7 @@ pub struct RawBlock {
 
 /// Cuts blocks out of a stream that is fed in order. Holds at most one open
 /// block per object that is interleaved at a place: the bundle's and one file's.
-pub struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
+pub(super) struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
     specs: &'a [std::sync::Arc<ObjectSpec>],
     stretches: Peekable<I>,
     /// Stream offset of the next byte to be fed.
@@ -47,13 +47,27 @@ pub struct Assembler<'a, I: Iterator<Item = Stretch>, N> {
 }
 
 /// An assembler that has been put aside between two stretches of its stream.
-pub struct CutState {
+pub(super) struct CutState {
     position: u64,
     open: HashMap<u32, Open>,
 }
 
+impl CutState {
+    /// Whether a block that begins at this place of the stream is under way.
+    pub(super) fn has_begun(&self, stream: u64) -> bool {
+        self.open.values().any(|open| open.began == stream && open.data.is_some())
+    }
+
+    /// Bytes of unfinished blocks in it.
+    pub(super) fn bytes(&self) -> usize {
+        self.open.values().filter_map(|open| open.data.as_ref()).map(BytesMut::len).sum()
+    }
+}
+
 struct Open {
     index: u32,
+    /// Where the block's first byte lies in the stream.
+    began: u64,
     /// `None`: the block is let pass.
     data: Option<BytesMut>,
     /// Bytes of the block that are still to come.
@@ -68,7 +82,7 @@ where
     /// Starts at stream offset `position`. `stretches` are those from there on,
     /// in order; one that began before may come first. `needed` says whether a
     /// block (object, index) is of use.
-    pub fn new(
+    pub(super) fn new(
         specs: &'a [std::sync::Arc<ObjectSpec>],
         stretches: I,
         position: u64,
@@ -78,7 +92,7 @@ where
     }
 
     /// Goes on where [`Assembler::pause`] stopped.
-    pub fn resume(
+    pub(super) fn resume(
         specs: &'a [std::sync::Arc<ObjectSpec>],
         stretches: I,
         state: CutState,
@@ -89,17 +103,17 @@ where
     }
 
     /// Puts the assembler aside.
-    pub fn pause(self) -> CutState {
+    pub(super) fn pause(self) -> CutState {
         CutState { position: self.position, open: self.open }
     }
 
     /// The stream offset of the next byte.
-    pub fn position(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.position
     }
 
     /// Takes the next bytes of the stream; whole blocks go to `out`.
-    pub fn feed(&mut self, mut data: &[u8], out: &mut impl FnMut(RawBlock)) {
+    pub(super) fn feed(&mut self, mut data: &[u8], out: &mut impl FnMut(RawBlock)) {
         while let Some(stretch) = self.stretches.peek().copied() {
             let end = stretch.stream + stretch.len;
             if stretch.len == 0 || end <= self.position {
@@ -115,7 +129,7 @@ where
             let take = (end - self.position).min(data.len() as u64);
             let (now, rest) = data.split_at(take as usize);
             let offset = stretch.offset + (self.position - stretch.stream);
-            self.content(stretch.object, offset, now, out);
+            self.content(stretch.object, offset, now, self.position, out);
             self.position += take;
             data = rest;
         }
@@ -127,6 +141,7 @@ where
         object: u32,
         mut offset: u64,
         mut data: &[u8],
+        mut stream: u64,
         out: &mut impl FnMut(RawBlock),
     ) {
         let Some(spec) = self.specs.get(object as usize) else {
@@ -141,7 +156,8 @@ where
             if offset == entry.offset {
                 let data = (self.needed)(object, index)
                     .then(|| BytesMut::with_capacity(entry.len as usize));
-                self.open.insert(object, Open { index, data, left: u64::from(entry.len) });
+                let left = u64::from(entry.len);
+                self.open.insert(object, Open { index, began: stream, data, left });
             }
             let take = (end - offset).min(data.len() as u64);
             let (now, rest) = data.split_at(take as usize);
@@ -157,6 +173,7 @@ where
                 }
             }
             offset += take;
+            stream += take;
             data = rest;
         }
     }

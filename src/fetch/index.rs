@@ -18,6 +18,9 @@ use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec};
 
 /// Most indexes kept in memory; of a 1 GiB layer one takes some MiB.
 const CACHED_MAX: usize = 128;
+/// A stretch of a stream that is read through without regret: what lies between
+/// two points of a gzip layer.
+const SPAN: u64 = 4 << 20;
 /// What an estimated range reads beyond the estimate, in bytes.
 const SPARE: u64 = 32 << 10;
 
@@ -45,7 +48,7 @@ pub struct BundleFile {
 
 /// An object as one layer has it.
 #[derive(Clone)]
-pub struct Located {
+pub(super) struct Located {
     /// The object.
     pub object: ObjectId,
     /// Its number in the layer.
@@ -73,6 +76,14 @@ impl LayerIndex {
     /// Length of the uncompressed stream in bytes.
     pub fn stream_length(&self) -> u64 {
         self.seek.stream_length()
+    }
+
+    /// Whether a registry can only be read through the layer from its start: one
+    /// zstd frame that is longer than a span.
+    pub fn is_sequential(&self) -> bool {
+        self.seek.compression() == Compression::Zstd
+            && self.seek.points().len() < 2
+            && self.stream_length() > SPAN
     }
 
     /// Bytes of all objects.
@@ -181,7 +192,7 @@ fn bundle_files(tree: &Tree) -> Vec<BundleFile> {
 }
 
 /// Finds the layer of an object, and loads indexes from the store.
-pub struct Locator {
+pub(super) struct Locator {
     store: Arc<Store>,
     cache: Mutex<Cache>,
 }
@@ -196,12 +207,12 @@ struct Cache {
 
 impl Locator {
     /// A locator over the layers of a store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store, cache: Mutex::default() }
     }
 
     /// The object's layer if its index is in memory.
-    pub fn cached(&self, object: &ObjectId) -> Option<Located> {
+    pub(super) fn cached(&self, object: &ObjectId) -> Option<Located> {
         let cache = self.cache();
         let (blob, number) = cache.objects.get(object)?;
         let index = Arc::clone(cache.layers.get(blob)?);
@@ -212,7 +223,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where all indexes that have it are damaged.
-    pub fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
+    pub(super) fn locate(&self, object: &ObjectId) -> Result<Option<Located>, FetchError> {
         let mut failed = None;
         for blob in self.store.homes(object).map_err(store_error)? {
             match self.layer(&blob) {
@@ -232,7 +243,7 @@ impl Locator {
     ///
     /// # Errors
     /// [`FetchError::Store`] where a part of it is missing or damaged.
-    pub fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
+    pub(super) fn layer(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         if let Some(index) = self.cache().layers.get(blob) {
             return Ok(Some(Arc::clone(index)));
         }

@@ -11,7 +11,7 @@ const BUNDLE: u32 = 0;
 
 /// Finds a block's bytes in other objects: the same block, or for a bundle the
 /// same files. Whatever is found is verified against the block's own hash.
-pub fn find(store: &Store, located: &Located, index: u32) -> Option<VerifiedBlock> {
+pub(super) fn find(store: &Store, located: &Located, index: u32) -> Option<VerifiedBlock> {
     let spec = located.index.specs().get(located.number as usize)?;
     let entry = spec.block(index)?;
     let same = || {

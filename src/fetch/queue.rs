@@ -14,17 +14,17 @@ use std::ops::Range;
 use crate::types::{Digest, ObjectId};
 
 /// Most wants at a time. Urgent wants are always taken: readers bound them.
-pub const WANTS_MAX: usize = 1 << 16;
+pub(super) const WANTS_MAX: usize = 1 << 16;
 /// Stream bytes nobody wants that a run reads over rather than ending there: a
 /// request costs a round trip, in which a 100 Mbit/s line at 20 ms carries this much.
-pub const GAP: u64 = 256 << 10;
+pub(super) const GAP: u64 = 256 << 10;
 /// Longest run of urgent and sequential wants, in stream bytes.
-pub const RUN_READER: u64 = 8 << 20;
+pub(super) const RUN_READER: u64 = 8 << 20;
 /// Longest run of bulk wants, in stream bytes: 16 spans of 4 MiB.
-pub const RUN_BULK: u64 = 64 << 20;
+pub(super) const RUN_BULK: u64 = 64 << 20;
 /// How far ahead of a bulk run's position an urgent want may lie and still wait
 /// for it.
-pub const DUPLICATE_DISTANCE: u64 = 2 << 20;
+pub(super) const DUPLICATE_DISTANCE: u64 = 2 << 20;
 
 /// How urgent a want is; the order is the order of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +41,7 @@ pub enum Class {
 
 /// A block's place in its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockKey {
+pub(super) struct BlockKey {
     /// The object.
     pub object: ObjectId,
     /// Number of the block in the object.
@@ -62,14 +62,14 @@ pub struct Place {
 
 /// Names whoever is interested in wants: one reader's request, or one stream's
 /// readahead. Made by the caller, unique.
-pub type InterestId = u64;
+pub(super) type InterestId = u64;
 
 /// Names a run.
-pub type RunId = u64;
+pub(super) type RunId = u64;
 
 /// A stretch of a layer's stream to be fetched and decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub(super) struct Run {
     /// Its name.
     pub id: RunId,
     /// The blob.
@@ -82,7 +82,7 @@ pub struct Run {
 
 /// How many runs may be in flight.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Runs of all classes.
     pub runs: usize,
     /// Of these, runs that are not urgent.
@@ -91,7 +91,7 @@ pub struct Limits {
 
 /// What [`WantQueue::add`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
+pub(super) enum Added {
     /// A new want.
     New,
     /// Somebody wanted the block already.
@@ -121,11 +121,13 @@ struct Flight {
     blob: Digest,
     /// How far the run has been decoded.
     position: u64,
+    /// End of the run in the stream.
+    end: u64,
     keys: Vec<BlockKey>,
 }
 
 /// The wants of a node. `W` is what is handed back when a block arrives.
-pub struct WantQueue<W> {
+pub(super) struct WantQueue<W> {
     wants: HashMap<BlockKey, Want<W>>,
     by_class: BTreeMap<(Class, u64), BlockKey>,
     by_place: BTreeSet<(Digest, u64, BlockKey)>,
@@ -149,7 +151,7 @@ impl<W> Default for WantQueue<W> {
 
 impl<W> WantQueue<W> {
     /// Wants a block for `interest`, which gets `waiter` back on arrival.
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         key: BlockKey,
         place: Place,
@@ -178,7 +180,7 @@ impl<W> WantQueue<W> {
 
     /// The interest is over: a reader gave up or a stream was closed. Wants that
     /// nobody else is interested in and that no run brings are dropped.
-    pub fn withdraw(&mut self, interest: InterestId) {
+    pub(super) fn withdraw(&mut self, interest: InterestId) {
         for key in self.by_interest.remove(&interest).unwrap_or_default() {
             let Some(want) = self.wants.get_mut(&key) else {
                 continue;
@@ -206,7 +208,7 @@ impl<W> WantQueue<W> {
     /// The next run to start, if the limits allow one. `ready` says whether a
     /// blob may be asked for now; `whole` whether it can only be read from the
     /// start, as one stream: its run is all of it, and there is one at a time.
-    pub fn next(
+    pub(super) fn next(
         &mut self,
         limits: Limits,
         ready: impl Fn(&Digest) -> bool,
@@ -220,14 +222,15 @@ impl<W> WantQueue<W> {
             .by_class
             .iter()
             .take_while(|((class, _), _)| *class == Class::Urgent || bulk < limits.bulk)
-            .find(|(_, key)| {
-                let blob = &self.wants[key].place.blob;
-                ready(blob) && !(whole(blob) && self.is_flying(blob))
+            .find(|((class, _), key)| {
+                let place = &self.wants[key].place;
+                let flying = || whole(&place.blob) && self.is_flying(&place.blob);
+                ready(&place.blob) && !flying() && !self.is_coming(place, *class)
             })
             .map(|((class, _), key)| (*class, *key))?;
         let blob = self.wants[&first].place.blob;
         let limit = if class <= Class::Sequential { RUN_READER } else { RUN_BULK };
-        let (keys, mut stream) = self.gather(first, limit);
+        let (keys, mut stream) = self.gather(first, class, limit);
         if whole(&blob) {
             stream = 0..u64::MAX;
         }
@@ -238,19 +241,20 @@ impl<W> WantQueue<W> {
                 want.run = Some(id);
             }
         }
-        self.flights.insert(id, Flight { class, blob, position: stream.start, keys });
+        let (position, end) = (stream.start, stream.end);
+        self.flights.insert(id, Flight { class, blob, position, end, keys });
         Some(Run { id, blob, stream, class })
     }
 
     /// A run has been decoded up to `position` of its stream.
-    pub fn progress(&mut self, run: RunId, position: u64) {
+    pub(super) fn progress(&mut self, run: RunId, position: u64) {
         if let Some(flight) = self.flights.get_mut(&run) {
             flight.position = flight.position.max(position);
         }
     }
 
     /// A block is here, whoever brought it. Gives all who wait for it.
-    pub fn delivered(&mut self, key: &BlockKey) -> Vec<W> {
+    pub(super) fn delivered(&mut self, key: &BlockKey) -> Vec<W> {
         self.dequeue(*key);
         let Some(want) = self.wants.remove(key) else {
             return Vec::new();
@@ -261,7 +265,7 @@ impl<W> WantQueue<W> {
 
     /// A run has ended. What it should have brought and did not is wanted again;
     /// with `give_up` it fails instead, and all who wait are given back.
-    pub fn finished(&mut self, run: RunId, give_up: bool) -> Vec<W> {
+    pub(super) fn finished(&mut self, run: RunId, give_up: bool) -> Vec<W> {
         let mut failed = Vec::new();
         for key in self.flights.remove(&run).map(|f| f.keys).unwrap_or_default() {
             let Some(want) = self.wants.get_mut(&key) else {
@@ -283,7 +287,7 @@ impl<W> WantQueue<W> {
     }
 
     /// Whether the run still brings anything that somebody wants.
-    pub fn is_wanted(&self, run: RunId) -> bool {
+    pub(super) fn is_wanted(&self, run: RunId) -> bool {
         self.flights.get(&run).is_some_and(|flight| {
             flight.keys.iter().any(|key| {
                 self.wants.get(key).is_some_and(|w| w.run == Some(run) && !w.interests.is_empty())
@@ -292,22 +296,30 @@ impl<W> WantQueue<W> {
     }
 
     /// Whether anybody waits for the block itself.
-    pub fn is_awaited(&self, key: &BlockKey) -> bool {
+    pub(super) fn is_awaited(&self, key: &BlockKey) -> bool {
         self.wants.contains_key(key)
-    }
-
-    /// Number of wants, queued and in flight.
-    pub fn len(&self) -> usize {
-        self.wants.len()
-    }
-
-    /// Whether nothing is wanted.
-    pub fn is_empty(&self) -> bool {
-        self.wants.is_empty()
     }
 
     fn is_flying(&self, blob: &Digest) -> bool {
         self.flights.values().any(|f| f.blob == *blob)
+    }
+
+    /// Whether a run in flight is about to pass the place, or will end in the
+    /// same span before it: a run of its own would read the same bytes again.
+    fn is_coming(&self, place: &Place, class: Class) -> bool {
+        self.flights.values().any(|flight| {
+            // A run reads somewhat beyond its end.
+            let ahead = flight.position <= place.stream.start || flight.end <= place.stream.start;
+            let passes =
+                flight.blob == place.blob && ahead && place.entry < flight.end.max(flight.position);
+            let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
+            let patience = match flight.class {
+                Class::Urgent | Class::Sequential => RUN_READER,
+                bulk if bulk <= class => RUN_BULK,
+                _ => DUPLICATE_DISTANCE,
+            };
+            passes && until <= patience
+        })
     }
 
     /// A want became more urgent. If a run of a lower class will bring it only
@@ -330,17 +342,31 @@ impl<W> WantQueue<W> {
 
     /// Collects the queued wants around `first` in stream order that one run
     /// shall bring, and the stretch they cover.
-    fn gather(&self, first: BlockKey, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
+    fn gather(&self, first: BlockKey, class: Class, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
         let place = &self.wants[&first].place;
         let mut stream = place.stream.clone();
         let mut keys = vec![first];
         let here = (place.blob, place.stream.start, first);
+        // Where the run can end so that what follows need not read a part of the
+        // same span again: number of keys, and end.
+        let mut seam = None;
         for (blob, _, key) in self.by_place.range(here..).skip(1) {
             let next = &self.wants[key].place;
             // Entering anew would read from `entry` on anyway.
             let near = next.stream.start <= stream.end + GAP || next.entry < stream.end;
+            if *blob != place.blob || !near || self.is_coming(next, class) {
+                break;
+            }
+            let last = keys.last().map_or(0, |last| self.wants[last].place.stream.start);
+            if next.entry > last {
+                seam = Some((keys.len(), stream.end));
+            }
             let end = stream.end.max(next.stream.end);
-            if *blob != place.blob || !near || end - stream.start > limit {
+            if end - stream.start > limit {
+                if let Some((count, end)) = seam {
+                    keys.truncate(count);
+                    stream.end = end;
+                }
                 break;
             }
             stream.end = end;
@@ -350,7 +376,8 @@ impl<W> WantQueue<W> {
         for (blob, start, key) in self.by_place.range(..here).rev() {
             let before = &self.wants[key].place;
             let near = before.stream.end + GAP >= stream.start || *start >= place.entry;
-            if *blob != place.blob || !near || stream.end - *start > limit {
+            let too_long = stream.end - *start > limit;
+            if *blob != place.blob || !near || too_long || self.is_coming(before, class) {
                 break;
             }
             stream.start = *start;
@@ -430,7 +457,7 @@ mod tests {
         assert!(next(&mut queue).is_some());
         assert_eq!(next(&mut queue), None);
         assert_eq!(queue.delivered(&key(3)), vec![3, 3]);
-        assert!(queue.is_empty());
+        assert!(queue.wants.is_empty());
     }
 
     #[test]
@@ -483,7 +510,7 @@ mod tests {
         add(&mut queue, 1, Class::Sequential, 9);
         queue.withdraw(9);
         assert_eq!(next(&mut queue), None);
-        assert!(queue.is_empty());
+        assert!(queue.wants.is_empty());
     }
 
     #[test]
@@ -579,7 +606,7 @@ mod tests {
                 answer(&mut waiting, failed);
             }
             prop_assert!(waiting.is_empty(), "{waiting:?}");
-            prop_assert!(queue.is_empty());
+            prop_assert!(queue.wants.is_empty());
             prop_assert!(queue.by_interest.is_empty() && queue.by_place.is_empty());
         }
     }

@@ -4,17 +4,19 @@
 //! before the run, read in one range request, decoded, and cut into blocks.
 //! Every block that passes whole is given on.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::assemble::{Assembler, CutState, RawBlock};
 use super::index::LayerIndex;
 use super::source::{BlockSink, BlockSource, SourceError, SourceFuture};
+use crate::layer::seek::Compression;
 use crate::layer::span::{SpanDecoder, SpanError};
 use crate::oci::{BlobStream, ImageSource, Trouble};
 use crate::telemetry::Counters;
@@ -36,12 +38,57 @@ pub struct RegistrySource {
     counters: Arc<Counters>,
     /// Blobs whose registry ignores ranges. Bounded by the layers in use.
     no_ranges: Mutex<HashSet<Digest>>,
+    parked: Parked,
+}
+
+/// Decoders that stopped between two seek points. A run that begins behind one
+/// goes on with it instead of reading and decoding from the point again.
+#[derive(Default)]
+struct Parked(Mutex<VecDeque<(Digest, Stopped)>>);
+
+/// Where a decoder stopped: the decoder, the next byte of the blob, and the
+/// blocks of which it has passed a part.
+struct Stopped {
+    span: SpanDecoder,
+    blob: u64,
+    cut: CutState,
+}
+
+/// Most decoders kept: one holds about 80 KiB.
+const PARKED_MAX: usize = 64;
+/// Most bytes of unfinished blocks kept with them.
+const PARKED_BYTES_MAX: usize = 16 << 20;
+
+impl Parked {
+    fn park(&self, blob: Digest, stopped: Stopped) {
+        let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parked.push_back((blob, stopped));
+        let mut bytes: usize = parked.iter().map(|(_, stopped)| stopped.cut.bytes()).sum();
+        while parked.len() > PARKED_MAX || bytes > PARKED_BYTES_MAX {
+            let Some((_, oldest)) = parked.pop_front() else { break };
+            bytes -= oldest.cut.bytes();
+        }
+    }
+
+    /// The decoder that stopped last before a place in the stream, if it is
+    /// behind the seek point.
+    fn take(&self, blob: &Digest, point: u64, stream: u64) -> Option<Stopped> {
+        let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = |stopped: &Stopped| stopped.span.stream_offset();
+        let (index, _) = parked
+            .iter()
+            .enumerate()
+            .filter(|(_, (of, s))| of == blob && at(s) > point)
+            .filter(|(_, (_, s))| at(s) <= stream || s.cut.has_begun(stream))
+            .max_by_key(|(_, (_, s))| at(s))?;
+        parked.remove(index).map(|(_, stopped)| stopped)
+    }
 }
 
 impl RegistrySource {
     /// A source that asks what `origins` names.
     pub fn new(origins: Arc<dyn Origins>, counters: Arc<Counters>) -> Arc<Self> {
-        Arc::new(Self { origins, counters, no_ranges: Mutex::default() })
+        Arc::new(Self { origins, counters, no_ranges: Mutex::default(), parked: Parked::default() })
     }
 
     fn no_ranges(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
@@ -80,7 +127,7 @@ impl BlockSource for Registries {
     }
 
     fn is_sequential(&self, index: &LayerIndex) -> bool {
-        !index.seek().can_enter() || self.0.no_ranges().contains(index.blob())
+        index.is_sequential() || self.0.no_ranges().contains(index.blob())
     }
 }
 
@@ -109,7 +156,8 @@ impl RunIn<'_> {
             let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
-            let answer = self.origin.open_blob(blob, range).await.map_err(source_error)?;
+            debug!(%blob, ?range, stream = ?stream, at = decoder.span.stream_offset(), "request");
+            let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
                 // The answer begins at the blob's start: so does the decoder. All
                 // that passes is kept, and the blob is not asked for in parts again.
@@ -120,24 +168,52 @@ impl RunIn<'_> {
             }
             decoder = decoder.take(answer, to, &self.source.counters).await?;
             if decoder.done {
+                self.park(decoder);
                 return Ok(());
             }
+        }
+    }
+
+    /// Keeps a decoder that can be gone on with. A zstd decoder is not kept: its
+    /// window can take 128 MiB.
+    fn park(&self, decoder: Decoder) {
+        if let Some(cut) = decoder.cut
+            && self.index.seek().compression() == Compression::Gzip
+            && decoder.span.remaining() > 0
+        {
+            let stopped = Stopped { blob: decoder.blob.start, span: decoder.span, cut };
+            self.source.parked.park(*self.index.blob(), stopped);
         }
     }
 
     /// A decoder for a stretch of the stream, and where its bytes in the blob
     /// are likely to end. `None` for an empty stretch.
     fn decoder(&self, stream: Range<u64>) -> Result<Option<(Decoder, u64)>, SourceError> {
-        let Some((span, likely)) = self.index.span(stream.clone()) else { return Ok(None) };
+        let Some((mut span, likely)) = self.index.span(stream.clone()) else { return Ok(None) };
+        let (seek, end) = (self.index.seek(), stream.end);
+        if seek.compression() != Compression::Plain {
+            // What is read beyond the run's end is decoded too: it was paid for.
+            span.stream.end = seek.stream_length();
+        }
+        let parked = &self.source.parked;
+        let stopped = parked.take(self.index.blob(), span.stream.start, stream.start);
+        let (decoder, start, cut) = match stopped {
+            Some(Stopped { span: mut decoder, blob, cut }) => {
+                decoder.extend(span.stream.end);
+                (decoder, blob, Some(cut))
+            }
+            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start, None),
+        };
         let decoder = Decoder {
             index: Arc::clone(self.index),
             sink: Arc::clone(self.sink),
-            cut: None,
-            span: SpanDecoder::new(self.index.seek(), &span).map_err(corrupt)?,
-            blob: span.blob,
+            cut,
+            span: decoder,
+            blob: start..span.blob.end,
+            end,
             done: false,
         };
-        Ok(Some((decoder, likely)))
+        Ok(Some((decoder, likely.max(start + 1))))
     }
 }
 
@@ -149,6 +225,8 @@ struct Decoder {
     cut: Option<CutState>,
     /// What of the blob is still to be fed, at most.
     blob: Range<u64>,
+    /// End of the run in the stream.
+    end: u64,
     /// All of the run has been decoded, or nobody wants the rest.
     done: bool,
 }
@@ -169,7 +247,7 @@ impl Decoder {
             let mut chunk = match answer.next().await {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(error)) => {
-                    broken = Some(source_error(error));
+                    broken = Some(source_error(&error));
                     break;
                 }
                 None => break,
@@ -205,18 +283,24 @@ impl Decoder {
         };
         let mut wrong = None;
         while let Some(mut chunk) = chunks.blocking_recv() {
-            self.blob.start += chunk.len() as u64;
+            let before = chunk.len();
             while let Some(bytes) = self.span.feed(&mut chunk).map_err(corrupt)? {
                 cut.feed(&bytes, &mut |raw| keep(&index, &*sink, raw, &mut wrong));
                 if let Some(error) = wrong.take() {
                     return Err(error);
                 }
-                if self.span.remaining() == 0 || sink.progress(cut.position()).is_break() {
+                let wanted = sink.progress(cut.position()).is_continue();
+                self.done = cut.position() >= self.end;
+                if !wanted && !self.done {
                     self.done = true;
+                    self.blob.start += (before - chunk.len()) as u64;
+                    self.cut = Some(cut.pause());
                     return Ok(self);
                 }
             }
+            self.blob.start += (before - chunk.len()) as u64;
         }
+        self.done |= cut.position() >= self.end;
         self.cut = Some(cut.pause());
         Ok(self)
     }
@@ -242,7 +326,7 @@ fn corrupt(error: SpanError) -> SourceError {
     SourceError::Corrupt(error.to_string())
 }
 
-fn source_error(error: crate::oci::SourceError) -> SourceError {
+fn source_error(error: &crate::oci::SourceError) -> SourceError {
     let message = error.to_string();
     match error.trouble() {
         Trouble::Busy | Trouble::Transient => SourceError::Transient(message),

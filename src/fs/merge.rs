@@ -286,10 +286,12 @@ impl<'a> Layers<'a> {
             self.pile_sorted(directories)
         } else {
             let mut all: Vec<Place> = directories.collect();
-            let own = all.len();
-            for i in 0..own {
-                let grafts = self.grafts.onto(all[i]).iter();
+            let mut next = 0;
+            // Onto a graft there may be another one.
+            while let Some(place) = all.get(next) {
+                let grafts = self.grafts.onto(*place).iter();
                 all.extend(grafts.filter(|g| g.position.index() < self.layers.len()));
+                next += 1;
             }
             all.sort_by_key(|place| std::cmp::Reverse(place.position));
             self.pile_sorted(all.into_iter())

@@ -73,6 +73,11 @@ impl SpanDecoder {
         self.at
     }
 
+    /// Goes on to byte `end` of the stream, where it would have ended before.
+    pub fn extend(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
+
     /// Bytes that are still to come out. If some are when all of the span's bytes
     /// were fed, the blob or the table is wrong.
     pub fn remaining(&self) -> u64 {

@@ -262,7 +262,7 @@ impl Catalog for NodeCatalog {
     fn usage(&self) -> Usage {
         let space = self.store.space();
         let (total, free) = space.map_or((0, 0), |space| (space.total, space.free));
-        let nodes = lock(&self.layers).values().map(|l| l.tree.len() as u64).sum();
+        let nodes = lock(&self.layers).values().map(|l| u64::from(l.tree.len())).sum();
         // Never zero: programs take a file system without blocks for a special one.
         Usage { bytes: total.max(1), free, nodes }
     }

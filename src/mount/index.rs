@@ -18,12 +18,12 @@ const REFERRERS_MAX: usize = 16;
 
 /// The index blobs that a registry offers for an image, by layer blob.
 #[derive(Debug, Default)]
-pub struct Offered(HashMap<Digest, Vec<Descriptor>>);
+pub(super) struct Offered(HashMap<Digest, Vec<Descriptor>>);
 
 impl Offered {
     /// Asks a source which indexes it has for the manifest. A source that can't
     /// be asked offers none.
-    pub async fn of(source: &dyn ImageSource, manifest: &Digest) -> Self {
+    pub(super) async fn of(source: &dyn ImageSource, manifest: &Digest) -> Self {
         let mut offered = Self::default();
         let found = match source.referrers(manifest, Some(ARTIFACT_TYPE)).await {
             Ok(found) => found,
@@ -53,7 +53,7 @@ impl Offered {
 
     /// Takes the first index of the layer that is sound into the store; `false`
     /// if there is none.
-    pub async fn import(
+    pub(super) async fn import(
         &self,
         source: &dyn ImageSource,
         layer: &LayerDescriptor,
@@ -135,7 +135,7 @@ async fn whole(source: &dyn ImageSource, blob: &Descriptor) -> Result<Vec<u8>, S
 
 /// The index of a layer from the store, as a blob for a registry with its
 /// descriptor. Blocks.
-pub fn export(store: &Store, blob: &Digest) -> Result<(Descriptor, Vec<u8>), String> {
+pub(super) fn export(store: &Store, blob: &Digest) -> Result<(Descriptor, Vec<u8>), String> {
     let record = store.blob(blob).map_err(|e| e.to_string())?;
     let record = record.ok_or_else(|| format!("layer {blob} has no index here"))?;
     let root = LayerRoot::decode(&record.root).map_err(|e| e.to_string())?;

@@ -258,17 +258,17 @@ fn decode_pair(auth: &Secret) -> Option<(String, Secret)> {
 /// One spelling for a host: no scheme, no API path, one name for Docker's registry.
 fn canonical(key: &str) -> String {
     let name = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    let name = name.trim_end_matches('/');
-    let name = name.strip_suffix("/v1").or_else(|| name.strip_suffix("/v2")).unwrap_or(name);
-    match name.split_once('/').map_or((name, None), |(h, p)| (h, Some(p))) {
-        ("index.docker.io" | "registry-1.docker.io" | "docker.io", None) => {
-            DEFAULT_DOMAIN.to_owned()
-        }
-        ("index.docker.io" | "registry-1.docker.io", Some(path)) => {
-            format!("{DEFAULT_DOMAIN}/{path}")
-        }
-        _ => name.to_owned(),
-    }
+    let (host, path) = match name.trim_end_matches('/').split_once('/') {
+        // The API's own path is part of no repository's name.
+        Some((host, "v1" | "v2")) => (host, None),
+        Some((host, path)) => (host, Some(path)),
+        None => (name.trim_end_matches('/'), None),
+    };
+    let host = match host {
+        "index.docker.io" | "registry-1.docker.io" => DEFAULT_DOMAIN,
+        host => host,
+    };
+    path.map_or_else(|| host.to_owned(), |path| format!("{host}/{path}"))
 }
 
 async fn read_file(path: &Path) -> Result<Option<Vec<u8>>, String> {

@@ -114,7 +114,7 @@ pub enum DocumentError {
         diff_ids: usize,
     },
     /// No image for the wanted platform.
-    #[error("there is no image for {wanted}; there are: {offered}")]
+    #[error("there is no image for the platform {wanted}; there are: {offered}")]
     NoPlatform {
         /// The platform that was asked for.
         wanted: String,
@@ -141,7 +141,7 @@ pub enum DocumentError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Manifest {
     /// One image or artifact.
-    Image(ImageManifest),
+    Image(Box<ImageManifest>),
     /// A choice of images.
     Index(Index),
 }
@@ -216,7 +216,7 @@ impl Manifest {
         if has_index {
             raw.into_index(media_type).map(Self::Index)
         } else {
-            raw.into_image(media_type).map(Self::Image)
+            raw.into_image(media_type).map(|image| Self::Image(Box::new(image)))
         }
     }
 
@@ -442,3 +442,6 @@ fn is_known(media_type: &str) -> bool {
 fn quoted(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(160).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,7 +114,7 @@ impl Image {
                 .map_err(failed)?;
             documents.push(document);
             match parsed {
-                Manifest::Image(manifest) => break manifest,
+                Manifest::Image(manifest) => break *manifest,
                 Manifest::Index(_) if documents.len() > INDEX_DEPTH_MAX => {
                     return Err(failed(DocumentError::TooDeep));
                 }
@@ -263,4 +263,165 @@ fn safe_path(stated: &str) -> Option<String> {
     let parts: Vec<&str> = stated.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     let fit = |part: &&str| *part != ".." && part.len() <= NAME_MAX;
     (!parts.is_empty() && parts.iter().all(fit)).then(|| parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layer(media_type: &str, content: &str, annotations: &[(&str, &str)]) -> Descriptor {
+        let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+        Descriptor {
+            annotations: annotations.iter().map(own).collect(),
+            ..Descriptor::of(media_type, content.as_bytes())
+        }
+    }
+
+    fn manifest(config: &str, layers: Vec<Descriptor>) -> ImageManifest {
+        ImageManifest {
+            media_type: media::OCI_MANIFEST.to_owned(),
+            artifact_type: None,
+            config: Descriptor::of(config, b"{}"),
+            layers,
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// How each layer is shown: `None` as a tree, else the file's path.
+    fn shown(config: &str, layers: Vec<Descriptor>) -> Result<Vec<Option<String>>, DocumentError> {
+        let (_, layers) = super::layers(&manifest(config, layers), None)?;
+        Ok(layers.into_iter().map(|layer| layer.path).collect())
+    }
+
+    const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+    const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    const UNKNOWN: &str = "application/vnd.unknown.config.v1+json";
+
+    #[test]
+    fn files_of_artifacts_have_their_names() {
+        let file = |path: &str| Some(path.to_owned());
+        let digest = Digest::of(b"x").file_name();
+        for (descriptor, expected) in [
+            (layer("application/octet-stream", "x", &[(TITLE, "a.onnx")]), file("a.onnx")),
+            (layer("application/octet-stream", "x", &[(TITLE, "./d//a.onnx")]), file("d/a.onnx")),
+            (layer("application/vnd.docker.ai.gguf.v3", "x", &[]), file(&digest)),
+            // ORAS: a file by default, whatever the media type says.
+            (layer(TAR, "x", &[(TITLE, "notes.txt")]), file("notes.txt")),
+            (layer(TAR_GZIP, "x", &[(TITLE, "src.tar.gz")]), file("src.tar.gz")),
+            (layer(TAR_GZIP, "x", &[(TITLE, "dir"), (ORAS_UNPACK, "true")]), None),
+            (layer("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "x", &[]), None),
+            // ModelPack says it in the media type.
+            (
+                layer(
+                    "application/vnd.cncf.model.weight.v1.raw",
+                    "x",
+                    &[(FILE_PATHS[0], "w/model.safetensors"), (TITLE, "other")],
+                ),
+                file("w/model.safetensors"),
+            ),
+            (layer("application/vnd.cncf.model.weight.v1.tar", "x", &[(FILE_PATHS[0], "w")]), None),
+            (
+                layer("application/vnd.cnai.model.doc.v1.raw", "x", &[(FILE_PATHS[1], "R.md")]),
+                file("R.md"),
+            ),
+        ] {
+            assert_eq!(
+                shown(UNKNOWN, vec![descriptor.clone()]),
+                Ok(vec![expected]),
+                "{descriptor:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        let long = "a".repeat(256);
+        let deep = "d/".repeat(2048) + "f";
+        for path in
+            ["/etc/passwd", "../x", "a/../../x", "..", "a/..", "a\0b", "", ".", "//", &long, &deep]
+        {
+            let layers =
+                vec![layer("a/b", "x", &[(TITLE, "ok")]), layer("a/b", "y", &[(TITLE, path)])];
+            let error = shown(UNKNOWN, layers).expect_err(path);
+            assert!(matches!(error, DocumentError::LayerPath { layer: 1, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_same_file_twice_is_one_and_another_is_another() {
+        let a = |content: &str| layer("a/b", content, &[(TITLE, "a")]);
+        assert_eq!(shown(UNKNOWN, vec![a("1"), a("1")]).map(|l| l.len()), Ok(1));
+        assert_eq!(shown(UNKNOWN, vec![a("1"), a("2")]).map(|l| l.len()), Ok(2));
+        let (_, layers) =
+            super::layers(&manifest(UNKNOWN, vec![a("1"), a("2")]), None).expect("valid");
+        assert_ne!(layers[0].chain_part(), layers[1].chain_part());
+        let b = LayerDescriptor { path: Some("b".to_owned()), ..layers[0].clone() };
+        assert_ne!(layers[0].chain_part(), b.chain_part());
+    }
+
+    #[test]
+    fn layers_of_an_image_are_paired_with_their_diff_ids() {
+        let ids = [Digest::of(b"1"), Digest::of(b"2")];
+        let config =
+            serde_json::json!({"rootfs": {"diff_ids": [ids[0].to_string(), ids[1].to_string()]}});
+        let config = Bytes::from(config.to_string());
+        let both = manifest(
+            media::OCI_CONFIG,
+            vec![layer(TAR_GZIP, "a", &[(TITLE, "t")]), layer(TAR, "b", &[])],
+        );
+        let (_, layers) = super::layers(&both, Some(&config)).expect("they fit");
+        assert_eq!(layers.iter().map(|l| l.diff_id).collect::<Vec<_>>(), ids.map(Some));
+        assert!(layers.iter().all(|l| !l.is_file()));
+        let one = manifest(media::OCI_CONFIG, vec![layer(TAR, "a", &[])]);
+        let expected = DocumentError::LayerCount { layers: 1, diff_ids: 2 };
+        assert_eq!(super::layers(&one, Some(&config)), Err(expected));
+        let secret = manifest(
+            media::OCI_CONFIG,
+            vec![
+                layer(TAR, "a", &[]),
+                layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "b", &[]),
+            ],
+        );
+        assert_eq!(super::layers(&secret, Some(&config)), Err(DocumentError::Encrypted(1)));
+    }
+
+    #[test]
+    fn a_models_diff_ids_are_used_where_they_fit() {
+        let id = Digest::of(b"1");
+        let model = "application/vnd.cncf.model.config.v1+json";
+        let tar = layer("application/vnd.cncf.model.weight.v1.tar", "a", &[]);
+        for (key, count, expected) in
+            [("diffIds", 1, Some(id)), ("diff_ids", 1, Some(id)), ("diffIds", 2, None)]
+        {
+            let ids = vec![id.to_string(); count];
+            let config = Bytes::from(serde_json::json!({"modelfs": {key: ids}}).to_string());
+            let (_, layers) =
+                super::layers(&manifest(model, vec![tar.clone()]), Some(&config)).expect("valid");
+            assert_eq!(layers[0].diff_id, expected);
+        }
+    }
+
+    #[test]
+    fn chain_ids_are_those_of_the_specification() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let ab = Digest::of(format!("{a} {b}").as_bytes());
+        let abb = Digest::of(format!("{ab} {b}").as_bytes());
+        assert_eq!(chain_ids(&[a, b, b]), [a, ab, abb]);
+        assert_eq!(chain_ids(&[]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn a_safe_path_stays_inside(stated in "[./a\0]{0,12}|\\PC{0,40}") {
+            if let Some(path) = safe_path(&stated) {
+                let path = std::path::Path::new(&path);
+                let normal = |c: std::path::Component<'_>| matches!(c, std::path::Component::Normal(_));
+                prop_assert!(path.components().all(normal));
+                let again = path.to_str().and_then(safe_path);
+                prop_assert_eq!(again.as_deref(), path.to_str());
+            }
+        }
+    }
 }

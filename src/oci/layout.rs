@@ -23,6 +23,8 @@ use crate::types::Digest;
 
 /// The annotation that names an image within a layout.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The same for containerd and `docker save`: a whole reference.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Bytes read at once from a blob's file.
 const CHUNK: u64 = 512 << 10;
@@ -174,6 +176,9 @@ impl Layout {
     /// Finds the entry of `index.json` that `target` means.
     fn find(&self, index: &Index, target: &Target) -> Result<Descriptor, LayoutError> {
         let name = |d: &Descriptor| d.annotations.get(REF_NAME).cloned();
+        let named = |d: &Descriptor, wanted: &String| {
+            [REF_NAME, CONTAINERD_NAME].iter().any(|key| d.annotations.get(*key) == Some(wanted))
+        };
         let images = || index.manifests.iter().filter(|d| is_image_entry(d));
         let available = || {
             let names: Vec<_> = images().filter_map(name).take(20).collect();
@@ -187,7 +192,7 @@ impl Layout {
         match target {
             Target::Tag(tag) => images()
                 // The last of equal names is the newest, as umoci and skopeo append.
-                .rfind(|d| name(d).as_ref() == Some(tag))
+                .rfind(|d| named(d, tag))
                 .cloned()
                 .ok_or_else(|| missing(tag.clone())),
             Target::Digest(digest) => index
@@ -367,7 +372,7 @@ impl ImageSource for Layout {
                 total: Some(total),
                 range_honoured: true,
             };
-            Ok(BlobStream::new(facts, self.chunks(&digest, file, range)))
+            Ok(BlobStream::new(facts, &self.name(), self.chunks(&digest, file, range)))
         })
     }
 
@@ -500,3 +505,6 @@ fn replace_file(path: &Path, data: &[u8]) -> Result<(), LayoutError> {
 fn unique() -> u64 {
     getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
 }
+
+#[cfg(test)]
+mod tests;

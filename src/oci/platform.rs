@@ -117,16 +117,14 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let word = |part: &&str| {
+        let word = |part: &&str| -> bool {
             let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
             (1..=32).contains(&part.len()) && part.bytes().all(inner)
         };
         let parts: Vec<&str> = text.split('/').take(4).collect();
         match parts.as_slice() {
-            [os, arch] if parts.iter().all(|p| word(p)) => Ok(Self::new(os, arch, None)),
-            [os, arch, variant] if parts.iter().all(|p| word(p)) => {
-                Ok(Self::new(os, arch, Some(variant)))
-            }
+            [os, arch] if parts.iter().all(&word) => Ok(Self::new(os, arch, None)),
+            [os, arch, variant] if parts.iter().all(word) => Ok(Self::new(os, arch, Some(variant))),
             _ => Err(PlatformError(text.chars().take(100).collect())),
         }
     }

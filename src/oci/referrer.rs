@@ -214,7 +214,10 @@ mod tests {
         let once = add_entry(old.to_string().as_bytes(), &entry).expect("an index");
         let twice = add_entry(&once, &entry).expect("an index");
         assert_eq!(once, twice);
-        assert_eq!(parse_list(None, &once).expect("an index").manifests, [entry.clone()]);
+        assert_eq!(
+            parse_list(None, &once).expect("an index").manifests,
+            std::slice::from_ref(&entry)
+        );
         assert!(String::from_utf8_lossy(&once).contains("x-unknown"));
 
         let named = |content: &[u8]| Descriptor {

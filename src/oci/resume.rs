@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 
-use super::error::{SourceError, Trouble};
+use super::error::{RegistryError, SourceError, Trouble};
 use super::retry::{Jitter, RetryPolicy};
 use super::source::{BlobStream, ImageSource};
 use crate::types::Digest;
@@ -113,8 +113,18 @@ impl ResumingBlob {
             None => self.open().await?,
         };
         let Some(chunk) = stream.next().await else {
-            // Its promised length was less than what is wanted.
-            return Err(self.short(self.rest.start));
+            return Err(match stream.facts().length {
+                // It promised less than what is wanted.
+                Some(_) => self.short(self.rest.start),
+                // It promised nothing: an end may be a break.
+                None => RegistryError::Broken {
+                    what: self.what(),
+                    host: stream.from().to_owned(),
+                    received: self.rest.start,
+                    problem: "it ended too early".to_owned(),
+                }
+                .into(),
+            });
         };
         let mut chunk = chunk?;
         let skipped = self.skip.min(chunk.len() as u64);
@@ -141,11 +151,11 @@ impl ResumingBlob {
     }
 
     fn short(&self, actual: u64) -> SourceError {
-        SourceError::SizeMismatch {
-            what: format!("blob {} of {}", self.digest, self.source.name()),
-            expected: self.size,
-            actual,
-        }
+        SourceError::SizeMismatch { what: self.what(), expected: self.size, actual }
+    }
+
+    fn what(&self) -> String {
+        format!("blob {} of {}", self.digest, self.source.name())
     }
 
     /// Waits before the next attempt, or gives the error back.
@@ -169,5 +179,163 @@ impl ResumingBlob {
 impl fmt::Debug for ResumingBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ResumingBlob({} at {:?})", self.digest, self.rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use futures_util::future::BoxFuture;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::oci::document::{Descriptor, Document};
+    use crate::oci::referrer::Artifact;
+    use crate::oci::source::{BlobFacts, Target};
+
+    /// How one stream of a source goes.
+    #[derive(Debug, Clone)]
+    struct Turn {
+        /// Bytes until it breaks.
+        bytes: usize,
+        chunk: usize,
+        ignores_range: bool,
+        states_length: bool,
+    }
+
+    /// A blob in memory whose streams go as they are told to, then perfectly.
+    #[derive(Debug)]
+    struct Fragile {
+        content: Vec<u8>,
+        turns: Mutex<Vec<Turn>>,
+    }
+
+    fn broken() -> SourceError {
+        RegistryError::Broken {
+            what: String::new(),
+            host: String::new(),
+            received: 0,
+            problem: String::new(),
+        }
+        .into()
+    }
+
+    impl ImageSource for Fragile {
+        fn name(&self) -> String {
+            "memory".to_owned()
+        }
+
+        fn open_blob<'a>(
+            &'a self,
+            _digest: &'a Digest,
+            range: Option<Range<u64>>,
+        ) -> BoxFuture<'a, Result<BlobStream, SourceError>> {
+            let perfect =
+                Turn { bytes: usize::MAX, chunk: 7, ignores_range: false, states_length: true };
+            let turn = self.turns.lock().expect("no panic").pop().unwrap_or(perfect);
+            let total = self.content.len() as u64;
+            let asked = range.clone().filter(|_| !turn.ignores_range).unwrap_or(0..total);
+            let part = &self.content[asked.start as usize..asked.end.min(total) as usize];
+            let facts = BlobFacts {
+                start: asked.start,
+                length: turn.states_length.then_some(part.len() as u64),
+                total: turn.states_length.then_some(total),
+                range_honoured: range.is_none() || !turn.ignores_range,
+            };
+            let cut = &part[..turn.bytes.min(part.len())];
+            let mut chunks: Vec<_> =
+                cut.chunks(turn.chunk).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
+            if cut.len() < part.len() && turn.states_length {
+                chunks.push(Err(broken()));
+            }
+            Box::pin(async move { Ok(BlobStream::new(facts, "memory", stream::iter(chunks))) })
+        }
+
+        fn resolve<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Document, SourceError>> {
+            unreachable!("only blobs are read")
+        }
+        fn manifest<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<Document, SourceError>> {
+            unreachable!("only blobs are read")
+        }
+        fn referrers<'a>(
+            &'a self,
+            _: &'a Digest,
+            _: Option<&'a str>,
+        ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+            unreachable!("only blobs are read")
+        }
+        fn push_blob<'a>(
+            &'a self,
+            _: &'a Digest,
+            _: Bytes,
+        ) -> BoxFuture<'a, Result<(), SourceError>> {
+            unreachable!("only blobs are read")
+        }
+        fn push_manifest<'a>(
+            &'a self,
+            _: Option<&'a str>,
+            _: Bytes,
+        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
+            unreachable!("only blobs are read")
+        }
+        fn push_referrer<'a>(
+            &'a self,
+            _: &'a Artifact,
+        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
+            unreachable!("only blobs are read")
+        }
+    }
+
+    fn turn() -> impl Strategy<Value = Turn> {
+        (0usize..60, 1usize..20, any::<bool>(), any::<bool>()).prop_map(
+            |(bytes, chunk, ignores_range, states_length)| Turn {
+                bytes,
+                chunk,
+                ignores_range,
+                states_length,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_comes_is_the_range_or_an_error_after_a_true_prefix(
+            len in 0usize..100,
+            start in 0u64..110,
+            end in 0u64..110,
+            turns in prop::collection::vec(turn(), 0..12),
+            attempts in 1u32..6,
+        ) {
+            let content: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let digest = Digest::of(&content);
+            let expected = content.get(start as usize..(end as usize).min(len)).unwrap_or_default().to_vec();
+            let few = turns.len() < attempts as usize;
+            let source = Arc::new(Fragile { content, turns: Mutex::new(turns) });
+            let policy = RetryPolicy {
+                attempts,
+                base: Duration::ZERO,
+                cap: Duration::ZERO,
+                retry_after_max: Duration::ZERO,
+            };
+            let mut blob = ResumingBlob::new(source, digest, len as u64, start..end, policy, 1);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            let (read, error) = runtime.block_on(async {
+                let mut read = Vec::new();
+                loop {
+                    match blob.next().await {
+                        Ok(Some(chunk)) => read.extend_from_slice(&chunk),
+                        Ok(None) => return (read, None),
+                        Err(error) => return (read, Some(error)),
+                    }
+                }
+            });
+            prop_assert!(expected.starts_with(&read));
+            if error.is_none() {
+                prop_assert_eq!(read, expected);
+            }
+            prop_assert!(error.is_none() || !few, "{:?}", error);
+        }
     }
 }

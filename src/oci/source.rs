@@ -95,6 +95,21 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
         artifact: &'a Artifact,
     ) -> BoxFuture<'a, Result<Descriptor, SourceError>>;
 
+    /// What `target` means now, as cheaply as the source can say it. Its size
+    /// may be unknown (0) and nothing is verified.
+    ///
+    /// # Errors
+    /// As [`ImageSource::resolve`].
+    fn current<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
+        Box::pin(async move { Ok(self.resolve(target).await?.descriptor) })
+    }
+
+    /// Tells the source that what [`BlobStream::from`] gave was wrong, so that
+    /// another place is asked first for a while, where there is one.
+    fn distrust(&self, from: &str) {
+        tracing::debug!(source = %self.name(), from, "no other place to ask");
+    }
+
     /// A whole small blob, as a configuration: verified, at most [`DOCUMENT_MAX`].
     ///
     /// # Errors
@@ -191,16 +206,24 @@ pub struct BlobFacts {
 /// The bytes of a blob as they come, not verified. Ends at the first error.
 pub struct BlobStream {
     facts: BlobFacts,
+    from: String,
     chunks: BoxStream<'static, Result<Bytes, SourceError>>,
 }
 
 impl BlobStream {
-    /// A stream of `chunks`, which keep what `facts` promise.
+    /// A stream of `chunks`, which keep what `facts` promise. `from` is where
+    /// they come from, for [`ImageSource::distrust`].
     pub fn new(
         facts: BlobFacts,
+        from: &str,
         chunks: impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static,
     ) -> Self {
-        Self { facts, chunks: Box::pin(chunks) }
+        Self { facts, from: from.to_owned(), chunks: Box::pin(chunks) }
+    }
+
+    /// Who gives the bytes, where a source has several places: a mirror's origin.
+    pub fn from(&self) -> &str {
+        &self.from
     }
 
     /// What the source says about it.
@@ -247,6 +270,9 @@ pub enum SourceNameError {
     /// `oci:` without a directory.
     #[error("oci: needs a directory: oci:DIR[:TAG]")]
     NoDirectory,
+    /// A place that images are not read from.
+    #[error("{0}: images are read from registries and from oci:DIR only")]
+    Transport(String),
     /// A name in the layout that nothing can have.
     #[error("{0:?} can't be the name of an image in a layout")]
     Tag(String),
@@ -257,7 +283,15 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, SourceNameError> {
         let Some(rest) = text.strip_prefix("oci:") else {
-            return Ok(Self::Registry(text.parse()?));
+            // Other tools' words, which would otherwise be names of images.
+            let others = ["docker-archive", "oci-archive", "docker-daemon", "containers-storage"];
+            if let Some((other, _)) = text.split_once(':')
+                && others.contains(&other)
+            {
+                return Err(SourceNameError::Transport(other.to_owned()));
+            }
+            let reference = text.strip_prefix("docker://").unwrap_or(text);
+            return Ok(Self::Registry(reference.parse()?));
         };
         if let Some((dir, digest)) = rest.rsplit_once('@')
             && let Ok(digest) = digest.parse()
@@ -390,6 +424,8 @@ mod tests {
             ("oci:dir:", Err(SourceNameError::Tag(String::new()))),
             ("oci:dir:a b", Err(SourceNameError::Tag("a b".to_owned()))),
             ("alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
+            ("docker://alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
+            ("oci-archive:x.tar", Err(SourceNameError::Transport("oci-archive".to_owned()))),
             ("", Err(SourceNameError::Reference(ReferenceError::Empty))),
         ] {
             assert_eq!(text.parse(), expected, "{text}");

@@ -12,6 +12,8 @@ mod hostile;
 mod lazy;
 mod models;
 mod nasty;
+mod posix;
+mod registries;
 mod store;
 mod trees;
 mod users;

@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::indexed::lazy_image;
-use crate::harness::peersync::Peersync;
-use crate::harness::{Running, needs_mounts, wait_until};
+use crate::harness::peersync::{Mount, Peersync, is_mounted};
+use crate::harness::{Running, lab_images, needs_mounts, wait_until};
 
 /// A signal has taken effect within this time.
 const PROMPTLY: Duration = Duration::from_secs(10);
@@ -65,7 +65,25 @@ fn ctrl_c_ends_a_mount_that_waits_for_its_first_pass() {
     kill(Pid::from_raw(mounting.id()), Signal::SIGINT).expect("signal");
     let ended = mounting.wait(PROMPTLY).expect("Ctrl-C ends the command");
     assert!(!ended.success());
-    assert!(!crate::harness::peersync::is_mounted(&point));
+    assert!(!is_mounted(&point));
+}
+
+#[test]
+fn ctrl_c_ends_a_mount_in_the_foreground() {
+    needs_mounts!();
+    let peersync = Peersync::new();
+    let point = peersync.mount_point();
+    let _guard = Mount::watch(&point);
+    let image = format!("oci:{}:v1", lab_images().join("oci").display());
+    let arguments = ["mount", "--foreground", &image, &point.display().to_string()];
+    let mut staying = Running::start(&mut peersync.command(&arguments));
+    wait_until("the mount answers", Duration::from_secs(60), || is_mounted(&point));
+    assert!(point.join("usr").exists());
+    assert!(staying.wait(Duration::from_millis(200)).is_none(), "it should stay");
+    kill(Pid::from_raw(staying.id()), Signal::SIGINT).expect("signal");
+    let ended = staying.wait(PROMPTLY).expect("Ctrl-C ends the command");
+    assert!(ended.success(), "{ended}");
+    assert!(!is_mounted(&point));
 }
 
 #[test]
@@ -74,13 +92,15 @@ fn a_registry_that_is_gone_is_an_error_in_the_end() {
     let indexed = lazy_image();
     let (line, image) = indexed.line();
     let peersync = Peersync::new();
-    std::fs::create_dir_all(peersync.store()).expect("store");
-    let mount = peersync.mount(&image, &["--index", "require"]);
+    let config = peersync.path("config.toml");
+    std::fs::write(&config, "[mount]\nno_progress_timeout = 3\n").expect("configuration");
+    let config = config.display().to_string();
+    let mount = peersync.mount(&image, &["--config", &config, "--index", "require"]);
     line.cut_at(0);
     let file = mount.join("models/model.safetensors");
     let reader = Running::start(Command::new("cat").arg(&file));
-    // The no-progress time is 60 s; an answer that nothing will come may be sooner.
-    let output = reader.finish(Duration::from_secs(90));
+    // The kernel may ask a second time, page by page, after its readahead failed.
+    let output = reader.finish(Duration::from_secs(20));
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("Input/output error"), "{said}");
@@ -89,4 +109,22 @@ fn a_registry_that_is_gone_is_an_error_in_the_end() {
     line.mend();
     let whole = crate::harness::output(Command::new("cat").arg(&file));
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+}
+
+#[test]
+fn a_line_that_stalls_is_an_error_in_the_end_and_says_so_in_the_status() {
+    needs_mounts!();
+    let indexed = lazy_image();
+    let (line, image) = indexed.line();
+    let peersync = Peersync::new();
+    let config = peersync.path("config.toml");
+    std::fs::write(&config, "[mount]\nno_progress_timeout = 3\n").expect("configuration");
+    let config = config.display().to_string();
+    let mount = peersync.mount(&image, &["--config", &config, "--index", "require"]);
+    line.stall();
+    let reader = Running::start(Command::new("cat").arg(mount.join("models/model.safetensors")));
+    let output = reader.finish(Duration::from_secs(20));
+    assert!(!output.status.success() && output.stdout.is_empty());
+    let failed = peersync.status()["counters"]["reads_failed"].as_u64();
+    assert!(failed.is_some_and(|failed| failed > 0), "{failed:?}");
 }

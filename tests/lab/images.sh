@@ -12,15 +12,18 @@
 #                    tag b: the first two | a safetensors file of 1 GiB
 #
 # Root (the files keep their owners). The result is kept under target/lab by a
-# hash of this script and reused; DIRECTORY overrides the place.
+# hash of what it is made from and reused; DIRECTORY overrides the place.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
+. "$root/packaging/need.sh"
+# What the small image is made of.
+base_packages="base-files bash coreutils dash findutils grep libc-bin login passwd perl-base sed tar"
 
 main() {
     local kind=${1:?small or full} place
     case $kind in small | full) ;; *) echo "small or full, not '$kind'" >&2; exit 2 ;; esac
-    place=${2:-$root/target/lab/$kind-$(cat "$here/images.sh" "$here/model.py" | sha256sum | cut -c1-12)}
+    place=${2:-$root/target/lab/$kind-$(recipe | sha256sum | cut -c1-12)}
     mkdir -p "$place"
     exec 9>"$place/.lock"
     flock 9
@@ -31,11 +34,18 @@ main() {
     echo "$place"
 }
 
+# What the result depends on.
+recipe() {
+    cat "$here"/images.sh "$here"/*.py
+    dpkg-query -W $base_packages python3-minimal 2>/dev/null || true
+}
+
 # --- small -------------------------------------------------------------------
 
 make_small() {
+    need umoci python3-minimal
     rm -rf ./*
-    closure bash coreutils dash findutils grep libc-bin login passwd perl-base sed tar >base.packages
+    closure $base_packages >base.packages
     closure python3-minimal >python.all
     grep -vxFf base.packages python.all >python.packages || true
 
@@ -53,7 +63,7 @@ make_small() {
 
     mkdir -p model/models
     python3 "$here/model.py" model/models/model.safetensors 24
-    tar -C model --numeric-owner --owner=0 --group=0 --sort=name -cf model.tar models
+    tar -C model --blocking-factor=1 --numeric-owner --owner=0 --group=0 --sort=name -cf model.tar models
 
     layout oci
     image oci v1 base.tar python.tar model.tar
@@ -81,10 +91,12 @@ members() {
         done
 }
 
+# Image builders end an archive with two blocks of zeros and no more; the writer of
+# zstd:chunked loses what comes after them, and with it the diffID.
 archive() { # LIST TAR [MORE ARGUMENTS OF TAR]
     local list=$1 out=$2
     shift 2
-    tar -C / --no-recursion --numeric-owner --xattrs --xattrs-include='*' --format=posix \
+    tar -C / --blocking-factor=1 --no-recursion --numeric-owner --xattrs --xattrs-include='*' --format=posix \
         --pax-option=delete=atime,delete=ctime --files-from="$list" -cf "$out" "$@"
 }
 
@@ -137,6 +149,7 @@ convert() {
 
 make_full() {
     local mirror
+    need umoci debootstrap python3-pip
     mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -v '^#' | head -n1 | tr -d ' ' || true)
     trap clean EXIT
     [ -e base/usr ] || debootstrap --variant=minbase bookworm base "$mirror"

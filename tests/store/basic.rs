@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileExt;
 
 use peersync::store::{
-    BlobRecord, ImageRecord, IndexOrigin, LayerKey, NewLayer, PutError, Removal, Role, SlotOwner,
-    Store, Stream,
+    BlobRecord, ImageRecord, IndexOrigin, LayerKey, MetaError, NewLayer, PutError, Removal, Role,
+    SlotOwner, Store, Stream,
 };
 use peersync::types::{BlockHash, Digest, ObjectId};
 
@@ -236,6 +236,8 @@ fn layers_blobs_chains_images_and_names_are_kept() {
     assert!(store.layers().unwrap().is_empty() && store.blobs().unwrap().is_empty());
     assert!(!store.is_referenced(&tree).unwrap());
     assert!(store.homes(&object).unwrap().is_empty());
+    assert!(matches!(store.add_layer(&key, &new), Err(MetaError::Incomplete(_))));
+    store.put_object(b"tree").unwrap();
     assert!(store.add_layer(&key, &new).unwrap() > name_slot, "slots are not reused");
 }
 

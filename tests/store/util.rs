@@ -88,3 +88,25 @@ pub fn read_all(store: &Store, content: &Content) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     store.read_at(&content.spec.id(), 0, content.data.len(), &mut out).unwrap().then_some(out)
 }
+
+/// A directory in memory where there is one: the sweeps write a lot that
+/// nobody wants to keep.
+pub fn scratch() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    let made = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+    made.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Copies a directory tree of files.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}

@@ -120,7 +120,8 @@ impl<'a> Encoder<'a> {
         let (kind, payload, flags, nlink) = match &node.kind {
             Kind::Directory(directory) => {
                 // Directories are written in the order in which they get numbers.
-                let flags = match directory.implicit {
+                // What replaces a lower directory takes no attributes from it.
+                let flags = match directory.implicit && !cut {
                     true => FLAG_IMPLICIT,
                     false => 0,
                 } | match directory.opaque || cut {

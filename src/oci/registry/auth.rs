@@ -40,11 +40,14 @@ const CLIENT_ID: &str = "peersync";
 /// The logins that are at hand.
 #[derive(Debug, Default)]
 pub(super) struct Auth {
-    grants: Mutex<HashMap<(String, String), Grant>>,
+    grants: Mutex<HashMap<Key, Grant>>,
     /// One login at a time for each origin and scope: many ranges that start
     /// together fetch one token.
-    turns: Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
+
+/// The registry's origin and the scope.
+type Key = (String, String);
 
 #[derive(Debug, Clone)]
 struct Grant {
@@ -72,7 +75,7 @@ pub(super) struct Grantee<'a> {
 }
 
 impl Grantee<'_> {
-    fn key(&self) -> (String, String) {
+    fn key(&self) -> Key {
         (self.endpoint.origin.clone(), self.scope.to_owned())
     }
 }
@@ -333,9 +336,12 @@ impl Transport {
     }
 
     /// Credentials go over plain HTTP to the very registry only, where they
-    /// would go anyway.
+    /// would go anyway, and from a registry on this machine to a token service
+    /// on this machine.
     fn protect(&self, grantee: &Grantee<'_>, realm: &Url) -> Result<(), RegistryError> {
-        if realm.scheme() == "https" || origin_of(realm) == grantee.endpoint.origin {
+        let stays_here = is_loopback(realm.host_str().unwrap_or_default())
+            && is_loopback(&grantee.endpoint.host);
+        if realm.scheme() == "https" || origin_of(realm) == grantee.endpoint.origin || stays_here {
             Ok(())
         } else {
             Err(insecure(grantee, realm))

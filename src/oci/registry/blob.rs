@@ -1,18 +1,57 @@
 //! Blobs: whole, or in ranges.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, Url};
 
+use super::hosts::{Endpoint, origin_of};
 use super::transport::{Answer, Ask, network_error};
 use super::{Capability, RegistryClient, Turn};
 use crate::oci::error::{RegistryError, SourceError};
 use crate::oci::source::{BlobFacts, BlobStream, check_range};
 use crate::types::Digest;
+
+/// How long the place of a blob is remembered. The signatures in such
+/// addresses hold for minutes at least.
+const PLACE_KEPT: Duration = Duration::from_secs(60);
+/// Most places that are remembered.
+const PLACES_MAX: usize = 1024;
+
+/// Where registries redirected requests for blobs to, so that the many ranges
+/// of a lazy read don't each cost a round trip to the registry first.
+#[derive(Debug, Default)]
+pub(super) struct Places(Mutex<HashMap<Url, (Url, Instant)>>);
+
+impl Places {
+    fn get(&self, blob: &Url, now: Instant) -> Option<Url> {
+        let places = self.lock();
+        places.get(blob).filter(|(_, until)| now < *until).map(|(place, _)| place.clone())
+    }
+
+    fn remember(&self, blob: &Url, place: &Url, now: Instant) {
+        let mut places = self.lock();
+        if places.len() >= PLACES_MAX {
+            places.retain(|_, (_, until)| now < *until);
+        }
+        if places.len() < PLACES_MAX {
+            places.insert(blob.clone(), (place.clone(), now + PLACE_KEPT));
+        }
+    }
+
+    fn forget(&self, blob: &Url) {
+        self.lock().remove(blob);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Url, (Url, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl RegistryClient {
     pub(super) async fn get_blob(
@@ -44,24 +83,47 @@ impl RegistryClient {
             let value = HeaderValue::try_from(value);
             ask.headers.extend(value.ok().map(|value| (RANGE, value)));
         }
-        let answer = self.transport().send(&turn.endpoint, &ask).await?;
+        let answer = self.ask_for_blob(&turn.endpoint, &ask).await?;
         let status = answer.response.status();
-        if !matches!(
-            status,
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
-        ) {
+        if !has_blob(status) {
             return Err(self.transport().refusal(answer, what).await.into());
         }
         let length = answer.response.content_length();
         let facts = facts(status, answer.response.headers(), length, range).map_err(|problem| {
             RegistryError::Protocol { what: what.to_owned(), host: answer.host.clone(), problem }
         })?;
-        Ok(BlobStream::new(facts, chunks(answer, what.to_owned(), facts.length, self.idle())))
+        let chunks = chunks(answer, what.to_owned(), facts.length, self.idle());
+        Ok(BlobStream::new(facts, &turn.endpoint.origin, chunks))
+    }
+
+    /// Asks the place that the registry sent us to lately, or the registry.
+    async fn ask_for_blob(&self, endpoint: &Endpoint, ask: &Ask) -> Result<Answer, RegistryError> {
+        let (transport, places) = (self.transport(), &self.registry.places);
+        if let Some(place) = places.get(&ask.url, transport.now()) {
+            let there = Ask { url: place, ..ask.clone() };
+            match transport.follow(endpoint, &there, None).await {
+                Ok(answer) if has_blob(answer.response.status()) => return Ok(answer),
+                // Expired, or gone: the registry knows better.
+                _ => places.forget(&ask.url),
+            }
+        }
+        let answer = transport.send(endpoint, ask).await?;
+        if has_blob(answer.response.status()) && origin_of(&answer.url) != endpoint.origin {
+            places.remember(&ask.url, &answer.url, transport.now());
+        }
+        Ok(answer)
     }
 
     fn idle(&self) -> Duration {
         self.transport().settings.timeouts.idle
     }
+}
+
+fn has_blob(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+    )
 }
 
 /// What the head of an answer promises; an error where it contradicts the
@@ -85,7 +147,7 @@ fn facts(
                 .and_then(parse_content_range)
                 .ok_or("it sends a part without saying which (Content-Range)")?;
             let end = total.map_or(given.end, |total| total.min(range.end));
-            if given.start != range.start || given.end != end || given.end > range.end {
+            if given.start != range.start || given.end != end {
                 return Err(format!(
                     "it sends bytes {}..{} where {}..{end} were asked for (Content-Range)",
                     given.start, given.end, range.start,
@@ -110,9 +172,9 @@ fn facts(
     }
 }
 
-/// `bytes first-last/total`, as a range with its end excluded; `*` as the
-/// total is `None`.
-fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+/// Parses `Content-Range`: `bytes first-last/total`, as a range with its end
+/// excluded; `*` as the total is `None`. Pure.
+pub fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
     let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -196,14 +258,14 @@ mod tests {
         status: u16,
         content_range: Option<&str>,
         length: Option<u64>,
-        range: Option<Range<u64>>,
+        range: Option<&Range<u64>>,
     ) -> Result<BlobFacts, String> {
         let mut headers = HeaderMap::new();
         if let Some(text) = content_range {
             headers.insert(CONTENT_RANGE, HeaderValue::from_str(text).expect("a header"));
         }
         let status = StatusCode::from_u16(status).expect("a status");
-        facts(status, &headers, length, range.as_ref())
+        facts(status, &headers, length, range)
     }
 
     #[test]
@@ -214,14 +276,14 @@ mod tests {
             total,
             range_honoured: true,
         };
-        let asked = Some(10..20);
+        let asked = Some(&(10..20));
         for (content_range, length, expected) in [
             ("bytes 10-19/100", Some(10), part(10, 20, Some(100))),
             ("bytes 10-19/100", None, part(10, 20, Some(100))),
             ("bytes 10-19/*", Some(10), part(10, 20, None)),
             ("bytes 10-14/15", Some(5), part(10, 15, Some(15))),
         ] {
-            assert_eq!(answer(206, Some(content_range), length, asked.clone()), Ok(expected));
+            assert_eq!(answer(206, Some(content_range), length, asked), Ok(expected));
         }
         let whole = |range_honoured| BlobFacts {
             start: 0,
@@ -249,10 +311,14 @@ mod tests {
             (Some("octets 10-19/100"), Some(10)),
             (Some("bytes +10-19/100"), Some(10)),
         ] {
-            assert!(answer(206, content_range, length, Some(10..20)).is_err(), "{content_range:?}");
+            assert!(
+                answer(206, content_range, length, Some(&(10..20))).is_err(),
+                "{content_range:?}"
+            );
         }
         assert!(answer(206, Some("bytes 0-9/10"), Some(10), None).is_err());
-        let beyond = answer(416, Some("bytes */5"), None, Some(10..20)).expect_err("no such range");
+        let beyond =
+            answer(416, Some("bytes */5"), None, Some(&(10..20))).expect_err("no such range");
         assert!(beyond.contains("5 bytes"), "{beyond}");
     }
 

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK};
+use reqwest::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK,
+};
 use reqwest::{Method, StatusCode, Url};
 
 use super::hosts::origin_of;
@@ -47,6 +49,28 @@ impl ImageSource for RegistryClient {
             })
             .await
         })
+    }
+
+    fn current<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
+        Box::pin(async move {
+            let (tag, capability) = match target {
+                Target::Digest(digest) => (digest.to_string(), Capability::Pull),
+                Target::Tag(tag) => (tag.clone(), Capability::Resolve),
+                Target::Default => (DEFAULT_TAG.to_owned(), Capability::Resolve),
+            };
+            let what = self.label("HEAD manifest", &format!(" {tag}"));
+            let stated = self
+                .in_turn(&what, capability, |turn| self.head_manifest(turn, &what, &tag))
+                .await?;
+            match stated {
+                Some(descriptor) => Ok(descriptor),
+                None => Ok(self.resolve(target).await?.descriptor),
+            }
+        })
+    }
+
+    fn distrust(&self, from: &str) {
+        self.registry.health.distrust(from, self.transport().now() + super::DISTRUST);
     }
 
     fn open_blob<'a>(
@@ -125,6 +149,36 @@ impl RegistryClient {
             verify(|| what.to_owned(), &expected, &body)?;
         }
         manifest_document(|| what.to_owned(), media_type.as_deref(), body)
+    }
+
+    /// What a registry states about a manifest without sending it (which
+    /// counts against no rate limit); `None` where it states too little.
+    async fn head_manifest(
+        &self,
+        turn: Turn,
+        what: &str,
+        name: &str,
+    ) -> Result<Option<Descriptor>, SourceError> {
+        let url = self.url(&turn.endpoint, &format!("manifests/{name}"))?;
+        let mut ask = Ask::new(Method::HEAD, url, what, &self.scope("pull"))
+            .header(ACCEPT, HeaderValue::from_static(ACCEPT_MANIFEST));
+        ask.retry &= turn.is_last;
+        let answer = self.transport().send(&turn.endpoint, &ask).await?;
+        match answer.response.status() {
+            StatusCode::OK => {}
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => return Ok(None),
+            _ => return Err(self.transport().refusal(answer, what).await.into()),
+        }
+        let headers = answer.response.headers();
+        let digest = headers.get(CONTENT_DIGEST).and_then(|v| v.to_str().ok()?.parse().ok());
+        let known = |m: &String| media::is_index(m) || media::is_manifest(m);
+        let media_type = media_type(headers).filter(known);
+        let size = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        Ok(digest.zip(media_type).map(|(digest, media_type)| Descriptor {
+            digest,
+            size: size.unwrap_or(0),
+            ..Descriptor::of(&media_type, b"")
+        }))
     }
 
     async fn referrers_at(

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
+pub use blob::parse_content_range;
 pub use challenge::Challenge;
 pub use hosts::{
     Capabilities, Endpoint, HostEntry, HostsError, TlsFiles, endpoints, is_loopback, parse_hosts,
@@ -33,6 +34,8 @@ use super::retry::RetryPolicy;
 
 /// How long an endpoint that could not be reached is asked last.
 const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long one is that gave wrong content.
+const DISTRUST: Duration = Duration::from_secs(600);
 
 /// A source of the present time.
 pub type Now = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -65,6 +68,9 @@ pub struct Settings {
     pub hosts_dir: Option<PathBuf>,
     /// Hosts (`host` or `host:port`) that speak plain HTTP. Loopback does anyway.
     pub plain_http: Vec<String>,
+    /// `host:port` of our own mirror door, which `hosts.toml` may list for
+    /// other programs: we don't ask ourselves.
+    pub own_addresses: Vec<String>,
     /// Where logins come from.
     pub credentials: Credentials,
     /// When to try again.
@@ -84,6 +90,7 @@ impl Default for Settings {
         Self {
             hosts_dir: Some("/etc/containerd/certs.d".into()),
             plain_http: Vec::new(),
+            own_addresses: Vec::new(),
             credentials: Credentials::default(),
             retry: RetryPolicy::default(),
             timeouts: Timeouts::default(),
@@ -110,12 +117,17 @@ impl fmt::Debug for Settings {
 pub struct Registry {
     transport: Arc<Transport>,
     health: Arc<Health>,
+    places: Arc<blob::Places>,
 }
 
 impl Registry {
     /// Prepares to talk to registries. Nothing is contacted or read yet.
     pub fn new(settings: Settings) -> Self {
-        Self { transport: Arc::new(Transport::new(settings)), health: Arc::default() }
+        Self {
+            transport: Arc::new(Transport::new(settings)),
+            health: Arc::default(),
+            places: Arc::default(),
+        }
     }
 
     /// The repository of a reference. Reads the configuration of its hosts
@@ -130,6 +142,7 @@ impl Registry {
         let endpoints = found
             .map_err(|problem| RegistryError::Hosts { host: domain.to_owned(), problem })?
             .into_iter()
+            .filter(|endpoint| !settings.own_addresses.contains(&endpoint.host))
             .map(Arc::new)
             .collect();
         Ok(RegistryClient {
@@ -160,7 +173,7 @@ impl fmt::Debug for RegistryClient {
 #[derive(Debug, Clone)]
 struct Turn {
     endpoint: Arc<Endpoint>,
-    /// Nobody is left to be asked after this one.
+    /// Nobody who is known to be up is left to be asked after this one.
     is_last: bool,
 }
 
@@ -200,9 +213,9 @@ impl RegistryClient {
         Ok(url)
     }
 
-    /// Asks the endpoints in turn until one has an answer. Each is asked with
-    /// all retries only if it is the last: a mirror that is down should cost
-    /// little, and for a while it is asked after the others.
+    /// Asks the endpoints in turn until one has an answer. Only the last that
+    /// is not known to be down is asked with all retries: a mirror that is
+    /// down should cost little, and for a while it is asked after the others.
     async fn in_turn<T, F>(
         &self,
         what: &str,
@@ -213,28 +226,37 @@ impl RegistryClient {
         F: Future<Output = Result<T, SourceError>>,
     {
         let now = self.transport().now();
+        let health = &self.registry.health;
         let can = |endpoint: &&Arc<Endpoint>| match capability {
             Capability::Pull => endpoint.capabilities.pull,
             Capability::Resolve => endpoint.capabilities.resolve,
             Capability::Push => endpoint.capabilities.push,
         };
-        let mut order: Vec<_> = self.endpoints.iter().filter(can).cloned().collect();
-        // A stable sort: those that work keep their order.
-        order.sort_by_key(|endpoint| self.registry.health.is_down(&endpoint.origin, now));
-        let (mut error, count) = (None, order.len());
-        for (n, endpoint) in order.into_iter().enumerate() {
-            let origin = endpoint.origin.clone();
-            match ask(Turn { endpoint, is_last: n + 1 == count }).await {
+        // Like containerd, give content to one place only.
+        let most = if matches!(capability, Capability::Push) { 1 } else { usize::MAX };
+        let able = self.endpoints.iter().filter(can).take(most).cloned();
+        let (up, down): (Vec<_>, Vec<_>) =
+            able.partition(|endpoint| !health.is_down(&endpoint.origin, now));
+        let last = up.len().saturating_sub(1);
+        let mut error: Option<SourceError> = None;
+        let mut its_own = false;
+        for (n, endpoint) in up.into_iter().chain(down).enumerate() {
+            let (origin, own) = (endpoint.origin.clone(), endpoint.namespace.is_none());
+            match ask(Turn { endpoint, is_last: n >= last }).await {
                 Ok(answer) => {
-                    self.registry.health.is_up(&origin);
+                    health.is_up(&origin);
                     return Ok(answer);
                 }
                 Err(problem) => {
                     tracing::debug!(%what, %origin, error = %problem, "this endpoint doesn't help");
                     if matches!(problem.trouble(), Trouble::Transient | Trouble::Busy) {
-                        self.registry.health.went_down(&origin, now + COOL_DOWN);
+                        health.went_down(&origin, now + COOL_DOWN);
                     }
-                    error = Some(problem);
+                    // What the registry itself says matters more than what a
+                    // mirror does.
+                    if own || !its_own {
+                        (error, its_own) = (Some(problem), own);
+                    }
                 }
             }
         }
@@ -252,29 +274,50 @@ impl RegistryClient {
 
 /// Which endpoints failed lately, and until when they are asked last.
 #[derive(Debug, Default)]
-struct Health(Mutex<HashMap<String, Instant>>);
+struct Health(Mutex<HashMap<String, Setback>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Setback {
+    until: Instant,
+    /// It answers, and wrongly: an answer is no proof of recovery.
+    distrusted: bool,
+}
 
 impl Health {
     /// Most endpoints that are remembered.
     const MAX: usize = 1024;
 
     fn is_down(&self, origin: &str, now: Instant) -> bool {
-        self.lock().get(origin).is_some_and(|until| *until > now)
+        self.lock().get(origin).is_some_and(|setback| setback.until > now)
     }
 
     fn is_up(&self, origin: &str) {
-        self.lock().remove(origin);
+        let mut setbacks = self.lock();
+        if setbacks.get(origin).is_some_and(|setback| !setback.distrusted) {
+            setbacks.remove(origin);
+        }
     }
 
     fn went_down(&self, origin: &str, until: Instant) {
-        let mut down = self.lock();
-        if down.len() >= Self::MAX {
-            down.clear();
-        }
-        down.insert(origin.to_owned(), until);
+        self.set(origin, Setback { until, distrusted: false });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+    fn distrust(&self, origin: &str, until: Instant) {
+        self.set(origin, Setback { until, distrusted: true });
+    }
+
+    fn set(&self, origin: &str, setback: Setback) {
+        let mut setbacks = self.lock();
+        if setbacks.len() >= Self::MAX {
+            setbacks.clear();
+        }
+        let longer = |old: &Setback| old.until > setback.until;
+        if !setbacks.get(origin).is_some_and(longer) {
+            setbacks.insert(origin.to_owned(), setback);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Setback>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,9 +19,13 @@ use crate::oci::retry::{Jitter, is_retryable, parse_retry_after};
 /// Most redirects that are followed for one request; containerd's limit too.
 const REDIRECTS_MAX: usize = 10;
 /// Most of an error's body that is read, in bytes.
-const ERROR_BODY_MAX: usize = 16 << 10;
+const ERROR_BODY_MAX: u64 = 16 << 10;
+/// How long its text is waited for: it only makes the message better.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 /// The slowest upload that is waited for, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
+/// Most connections to one host that are kept while nothing is asked of it.
+const IDLE_CONNECTIONS_MAX: usize = 16;
 /// Most sets of connections that are kept.
 const CLIENTS_MAX: usize = 64;
 
@@ -36,7 +40,8 @@ pub(super) struct Transport {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ClientKey {
-    tls: TlsFiles,
+    /// `None` for plain HTTP, which needs no certificates: a machine may have none.
+    tls: Option<TlsFiles>,
     dial_timeout: Option<Duration>,
     loopback: bool,
 }
@@ -178,44 +183,28 @@ impl Transport {
     ) -> Result<Answer, RegistryError> {
         let mut url = ask.url.clone();
         let mut secure = url.scheme() == "https" || endpoint.base.starts_with("https:");
+        let refused = |host: &str, problem: &str| RegistryError::Redirect {
+            what: ask.what.clone(),
+            host: host.to_owned(),
+            problem: problem.to_owned(),
+        };
         for _ in 0..=REDIRECTS_MAX {
             let answer = self.exchange(endpoint, ask, url.clone(), login).await?;
-            let host = answer.host.clone();
-            let refused = |problem: String| RegistryError::Redirect {
-                what: ask.what.clone(),
-                host: host.clone(),
-                problem,
-            };
-            let status = answer.response.status();
-            if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let status = answer.response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(answer);
             }
             let reading = matches!(ask.method, Method::GET | Method::HEAD);
-            if !reading && !matches!(status.as_u16(), 307 | 308) {
-                return Err(refused("a request that changes something".to_owned()));
+            if !reading && !matches!(status, 307 | 308) {
+                return Err(refused(&answer.host, "a request that changes something"));
             }
             let location = answer.response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok());
-            let mut next = next.ok_or_else(|| refused("to nowhere".to_owned()))?;
-            if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
-                return Err(refused("to something that is no web address".to_owned()));
-            }
-            if secure && next.scheme() == "http" {
-                let problem = format!("from HTTPS to plain HTTP ({})", origin_of(&next));
-                return Err(refused(problem));
-            }
-            // Logins are not taken from a redirect either.
-            let _ = next.set_username("");
-            let _ = next.set_password(None);
-            next.set_fragment(None);
-            secure |= next.scheme() == "https";
-            url = next;
+            url = next_hop(&url, location.unwrap_or_default(), secure)
+                .map_err(|problem| refused(&answer.host, &problem))?;
+            secure |= url.scheme() == "https";
         }
-        Err(RegistryError::Redirect {
-            what: ask.what.clone(),
-            host: endpoint.host.clone(),
-            problem: format!("more than {REDIRECTS_MAX} times"),
-        })
+        let problem = format!("more than {REDIRECTS_MAX} times");
+        Err(refused(&endpoint.host, &problem))
     }
 
     /// One request, one answer's head.
@@ -228,7 +217,7 @@ impl Transport {
     ) -> Result<Answer, RegistryError> {
         let ours = origin_of(&url) == endpoint.origin;
         let host = host_of(&url).unwrap_or_default();
-        let client = self.client(endpoint, ours, &host)?;
+        let client = self.client(endpoint, ours, &url)?;
         let mut headers = ask.headers.clone();
         if ours {
             headers.extend(endpoint.headers.clone());
@@ -252,13 +241,14 @@ impl Transport {
 
     /// The connections to use: an endpoint's own certificate is shown to its
     /// own origin only, and proxies of the environment are not for loopback.
-    fn client(&self, endpoint: &Endpoint, ours: bool, host: &str) -> Result<Client, RegistryError> {
-        let mut tls = endpoint.tls.clone();
-        if !ours {
-            tls.client = None;
-        }
+    fn client(&self, endpoint: &Endpoint, ours: bool, url: &Url) -> Result<Client, RegistryError> {
+        let tls = (url.scheme() == "https").then(|| TlsFiles {
+            client: endpoint.tls.client.clone().filter(|_| ours),
+            ..endpoint.tls.clone()
+        });
         let dial_timeout = endpoint.dial_timeout;
-        let key = ClientKey { tls, dial_timeout, loopback: is_loopback(host) };
+        let loopback = is_loopback(url.host_str().unwrap_or_default());
+        let key = ClientKey { tls, dial_timeout, loopback };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
@@ -287,18 +277,23 @@ impl Transport {
             // connections carry more over a lossy line than streams of one.
             .http1_only()
             .tcp_nodelay(true)
-            .pool_idle_timeout(Duration::from_secs(60));
+            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX);
         if key.loopback {
             builder = builder.no_proxy();
         }
+        let Some(tls) = &key.tls else {
+            let builder = builder.tls_certs_only([]);
+            return builder.build().map_err(|error| setup(chain(&error)));
+        };
         let mut certificates = Vec::new();
-        for path in &key.tls.ca {
+        for path in &tls.ca {
             let found = reqwest::Certificate::from_pem_bundle(&read(path)?)
                 .map_err(|_| setup(format!("{} holds no certificates", path.display())))?;
             certificates.extend(found);
         }
         builder = builder.tls_certs_merge(certificates);
-        if let Some((cert, private)) = &key.tls.client {
+        if let Some((cert, private)) = &tls.client {
             let mut pem = read(cert)?;
             if let Some(private) = private {
                 pem.push(b'\n');
@@ -309,7 +304,7 @@ impl Transport {
             })?;
             builder = builder.identity(identity);
         }
-        if key.tls.skip_verify == Some(true) {
+        if tls.skip_verify == Some(true) {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
         builder.build().map_err(|error| setup(chain(&error)))
@@ -324,7 +319,9 @@ impl Transport {
         let message = self.error_text(answer).await;
         match status {
             401 => {
-                let hint = format!("log in again with `docker login {host}`");
+                let hint = format!(
+                    "check the repository's name, or log in again with `docker login {host}`"
+                );
                 RegistryError::Unauthorized { what, host, message, hint }
             }
             403 => RegistryError::Forbidden { what, message },
@@ -338,9 +335,10 @@ impl Transport {
     /// What an error's body says, made fit for a message; empty if nothing.
     async fn error_text(&self, answer: Answer) -> String {
         let what = String::new();
-        match self.read_body(answer, &what, ERROR_BODY_MAX as u64).await {
-            Ok(body) => error_message(&body),
-            Err(_) => String::new(),
+        let body = self.read_body(answer, &what, ERROR_BODY_MAX);
+        match tokio::time::timeout(ERROR_BODY_TIME, body).await {
+            Ok(Ok(body)) => error_message(&body),
+            _ => String::new(),
         }
     }
 
@@ -385,6 +383,26 @@ impl Transport {
     }
 }
 
+/// Where a redirect leads: to the web, without a login of its own, and never
+/// from HTTPS (`secure`: somewhere on the way) to plain HTTP.
+fn next_hop(from: &Url, location: &str, secure: bool) -> Result<Url, String> {
+    if location.is_empty() {
+        return Err("to nowhere".to_owned());
+    }
+    let next = from.join(location).ok();
+    let next = next.filter(|next| matches!(next.scheme(), "http" | "https"));
+    let mut next = next
+        .filter(|next| next.host_str().is_some())
+        .ok_or("to something that is no web address")?;
+    if secure && next.scheme() == "http" {
+        return Err(format!("from HTTPS to plain HTTP ({})", origin_of(&next)));
+    }
+    let _ = next.set_username("");
+    let _ = next.set_password(None);
+    next.set_fragment(None);
+    Ok(next)
+}
+
 /// How long an answer asks us to wait, measured by its own clock.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
@@ -412,8 +430,14 @@ pub(super) fn network_error(
 ) -> RegistryError {
     let error = error.without_url();
     let (what, host) = (what.to_owned(), host.to_owned());
-    let problem = chain(&error);
-    let tls = ["certificate", "corrupt message", "handshake", "HandshakeFailure", "fatal alert"];
+    let mut problem = chain(&error);
+    if problem.contains("CaUsedAsEndEntity") {
+        // What `openssl req -x509` makes by default, and Go's TLS lets pass.
+        problem = "it shows the certificate of an authority (CA:TRUE): make it one of its own, or \
+                   set skip_verify in hosts.toml"
+            .to_owned();
+    }
+    let tls = ["certificate", "corrupt message", "handshake", "fatal alert"];
     if error.is_dns() {
         RegistryError::Dns { what, host }
     } else if tls.iter().any(|word| problem.contains(word)) {
@@ -465,6 +489,22 @@ pub(super) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_stay_on_the_web_and_stay_protected() {
+        let from = Url::parse("https://r.io/v2/a/blobs/x?ns=b").expect("a URL");
+        let next = |location| next_hop(&from, location, true).map(String::from);
+        assert_eq!(next("/y"), Ok("https://r.io/y".to_owned()));
+        assert_eq!(next("https://u:p@s.io/y#z"), Ok("https://s.io/y".to_owned()));
+        assert_eq!(next("//s.io/y"), Ok("https://s.io/y".to_owned()));
+        assert!(next("http://r.io/y").is_err_and(|e| e.contains("http://r.io")));
+        for bad in ["", "file:///etc/passwd", "mailto:a@b", "https://", "data:,x"] {
+            assert!(next(bad).is_err(), "{bad}");
+        }
+        let plain = Url::parse("http://127.0.0.1:5000/x").expect("a URL");
+        assert!(next_hop(&plain, "http://10.0.0.1/y", false).is_ok());
+        assert!(next_hop(&plain, "https://s.io/y", false).is_ok());
+    }
 
     #[test]
     fn messages_of_registries_are_found() {

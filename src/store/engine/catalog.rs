@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use super::error::MetaError;
 use super::meta::{Batch, View};
-use super::objects::{Progress, counter};
+use super::objects::{Progress, counter, to_meta};
 use super::open::collect;
 use super::{Inner, Store};
 use crate::store::format::RecordError;
@@ -36,10 +36,15 @@ impl Store {
     /// Makes a layer known and gives its slot. Known already: its objects are
     /// added to those that it has, tree and blocks are replaced, the slot stays.
     ///
+    /// A layer that is known can be mounted, after a crash too: its parts are
+    /// made durable first.
+    ///
     /// # Errors
-    /// [`MetaError`]; nothing is changed then. All objects must be known.
+    /// [`MetaError`]; nothing is changed then. All objects must be known, and
+    /// the parts complete.
     pub fn add_layer(&self, key: &LayerKey, layer: &NewLayer<'_>) -> Result<u32, MetaError> {
         check_path(key)?;
+        self.inner.settle(layer.parts)?;
         self.inner.meta.update(false, |view, batch| {
             let row = keys::layer(key);
             let known = record(view, Table::Layers, &row, LayerRecord::decode)?;
@@ -513,6 +518,27 @@ impl Store {
 }
 
 impl Inner {
+    /// Makes objects durable that must be complete.
+    fn settle(&self, ids: &[ObjectId]) -> Result<(), MetaError> {
+        let mut entries = Vec::with_capacity(ids.len());
+        for id in ids {
+            let entry = self.entry(id).map_err(to_meta)?;
+            if !entry.is_complete() {
+                return Err(MetaError::Incomplete(*id));
+            }
+            entries.push(entry);
+        }
+        let durable = || entries.iter().all(|e| e.spec.length() == 0 || e.disk().complete);
+        if durable() {
+            return Ok(());
+        }
+        match self.sync() {
+            // What failed may have been something else.
+            Err(e) if !durable() => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn record<T>(
         &self,
         table: Table,

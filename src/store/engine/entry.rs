@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use super::bits::Bits;
 use crate::store::device::{Device, DeviceFile, Mode, Stat, read_whole};
 use crate::store::format::bits as bitmap;
-use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::layout::{OBJECTS_DIR, bits_path, bits_temp_path, data_path, object_dir};
 use crate::store::format::records::{ObjectRecord, VerifiedMark};
 use crate::types::{ObjectId, ObjectSpec};
 
@@ -47,10 +47,12 @@ pub(super) struct DiskState {
     pub(super) complete: bool,
     /// Bits that the bitmap file has; meaningless if `complete`.
     pub(super) durable: Vec<u64>,
-    /// The bitmap file has a right header, and lines where `durable` says.
+    /// The bitmap file is there and says what `durable` says.
     pub(super) bitmap_made: bool,
-    /// The directory may not know the files yet.
-    pub(super) new_files: bool,
+    /// The data file is there.
+    pub(super) data_made: bool,
+    /// The directory may not know the data file yet.
+    pub(super) new_file: bool,
     /// Blocks that were dropped as bad while the disk claims them, until the
     /// next batch: if they are stored again and that batch's sync fails, the
     /// disk's claim says nothing about them.
@@ -58,13 +60,6 @@ pub(super) struct DiskState {
     /// The data file when the object's last change was over: while it is
     /// still the same, nobody else has changed it.
     pub(super) seal: Option<Stat>,
-}
-
-impl DiskState {
-    /// Whether a data file was seen or made, with a bitmap where it needs one.
-    pub(super) fn has_files(&self) -> bool {
-        self.complete || self.bitmap_made
-    }
 }
 
 /// What [`Entry::load`] found that the flusher should put right on the disk.
@@ -101,6 +96,7 @@ impl Entry {
             let size = stat.map_or(0, |stat| stat.size);
             let mut disk = entry.disk();
             disk.complete = record.complete;
+            disk.data_made = stat.is_some();
             if record.complete {
                 entry.present.set_all();
                 disk.seal = stat;
@@ -125,24 +121,18 @@ impl Entry {
 
     fn load_bitmap(&self, device: &dyn Device, disk: &mut DiskState) -> io::Result<Loaded> {
         let count = self.spec.block_count();
+        disk.durable = vec![0; count.div_ceil(64) as usize];
         let file = match device.open(&bits_path(&self.id), Mode::Read) {
             Ok(file) => read_whole(&*file, bitmap::file_len(count))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Sound),
             Err(e) => return Err(e),
         };
         let mut loaded = Loaded::Sound;
-        let mut header = !file.is_empty();
-        let words = bitmap::parse(&self.id, count, &file, |problem| {
-            loaded = Loaded::Dropped;
-            header &= problem != bitmap::BitsError::Header;
-        });
+        let words = bitmap::parse(&self.id, count, &file, |_| loaded = Loaded::Dropped);
         self.present.load(&words);
-        // A damaged line does not say what it should: write it all again.
-        disk.bitmap_made = header && loaded == Loaded::Sound;
+        // A damaged line does not say what it should: all is written again.
+        disk.bitmap_made = loaded == Loaded::Sound;
         disk.durable = words;
-        if file.is_empty() {
-            loaded = Loaded::Sound;
-        }
         Ok(loaded)
     }
 
@@ -202,49 +192,46 @@ impl Entry {
         }
     }
 
-    /// Makes the data file, as a hole of the object's length, and an empty
-    /// bitmap beside it. Neither claims anything.
+    /// Makes the data file, as a hole of the object's length. It claims
+    /// nothing; a bitmap that stood beside a file that is gone claims too much.
     ///
     /// Opening for writing never truncates: what is claimed stays.
-    pub(super) fn make_files(&self, device: &dyn Device) -> io::Result<Arc<dyn DeviceFile>> {
+    pub(super) fn make_file(&self, device: &dyn Device) -> io::Result<Arc<dyn DeviceFile>> {
         let dir = object_dir(&self.id);
         if device.mkdir(&dir)? {
-            device.sync_dir(crate::store::format::layout::OBJECTS_DIR)?;
+            device.sync_dir(OBJECTS_DIR)?;
+        }
+        let mut disk = self.disk();
+        if !disk.data_made && device.stat(&bits_path(&self.id))?.is_some() {
+            device.unlink(&bits_path(&self.id))?;
+            device.sync_dir(&dir)?;
+            disk.bitmap_made = false;
         }
         let file = device.open(&data_path(&self.id), Mode::Create)?;
         if file.stat()?.size != self.spec.length() {
             file.set_len(self.spec.length())?;
         }
-        let mut disk = self.disk();
-        if !disk.complete && !disk.bitmap_made {
-            self.write_bitmap(device, &vec![0; self.words()])?;
-            disk.durable = vec![0; self.words()];
-            disk.bitmap_made = true;
-        }
-        disk.new_files = true;
+        disk.data_made = true;
+        disk.new_file = true;
         Ok(file)
     }
 
-    /// Writes the whole bitmap file.
-    pub(super) fn write_bitmap(
-        &self,
-        device: &dyn Device,
-        words: &[u64],
-    ) -> io::Result<Arc<dyn DeviceFile>> {
+    /// Replaces the bitmap file by one with these bits, durably: there is the
+    /// old one or the new one, and never a part.
+    pub(super) fn replace_bitmap(&self, device: &dyn Device, words: &[u64]) -> io::Result<()> {
         let count = self.spec.block_count();
-        let file = device.open(&bits_path(&self.id), Mode::Create)?;
-        file.set_len(0)?;
         let mut bytes = bitmap::header(&self.id, count).to_vec();
         for number in 0..bitmap::line_count(count) {
             let bits = bitmap::line_bits(words, number);
             bytes.extend(bitmap::line(&self.id, number, &bits));
         }
+        let temp = bits_temp_path(&self.id);
+        let file = device.open(&temp, Mode::Create)?;
+        file.set_len(0)?;
         file.write_at(0, &bytes)?;
-        Ok(file)
-    }
-
-    pub(super) fn words(&self) -> usize {
-        self.spec.block_count().div_ceil(64) as usize
+        file.sync_data()?;
+        device.rename(&temp, &bits_path(&self.id))?;
+        device.sync_dir(&object_dir(&self.id))
     }
 }
 

@@ -106,6 +106,9 @@ pub enum MetaError {
     /// The object is not known.
     #[error("object {0} is not known")]
     UnknownObject(ObjectId),
+    /// The object must be complete, and is not.
+    #[error("object {0} is not complete")]
+    Incomplete(ObjectId),
     /// What a record is to refer to is not known.
     #[error("{0} is not known")]
     Unknown(String),
@@ -266,6 +269,36 @@ impl From<MetaError> for ReadError {
         match error {
             MetaError::UnknownObject(id) => Self::Unknown(id),
             other => Self::Meta(other),
+        }
+    }
+}
+
+impl From<SyncError> for PutError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Full => Self::Full,
+            SyncError::Meta(e) => e.into(),
+            SyncError::Io(e) => Self::Io(e),
+        }
+    }
+}
+
+impl From<SyncError> for StageError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Full => Self::Full,
+            SyncError::Meta(e) => e.into(),
+            SyncError::Io(e) => Self::Io(e),
+        }
+    }
+}
+
+impl From<SyncError> for MetaError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Full => Self::Full,
+            SyncError::Meta(e) => e,
+            SyncError::Io(e) => Self::Io(e),
         }
     }
 }

@@ -10,7 +10,7 @@
 //! a later sync would not tell. So their bits are dropped at once and the
 //! blocks are fetched again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ pub(super) struct Dirty {
 
 #[derive(Debug, Default)]
 struct DirtyState {
-    objects: HashMap<ObjectId, Arc<Entry>>,
+    objects: BTreeMap<ObjectId, Arc<Entry>>,
     bytes: u64,
     since: Option<Instant>,
     stopped: bool,
@@ -185,7 +185,8 @@ struct Job {
     bits: Vec<u64>,
     /// All blocks are there.
     full: bool,
-    bitmap: Option<Arc<dyn DeviceFile>>,
+    /// What the next step syncs: the data file, then the bitmap.
+    file: Option<Arc<dyn DeviceFile>>,
 }
 
 impl Inner {
@@ -253,11 +254,11 @@ impl Inner {
         if let Some(file) = &file {
             file.start_sync();
         }
-        Ok(Some(Job { entry: Arc::clone(entry), bits, full, bitmap: file }))
+        Ok(Some(Job { entry: Arc::clone(entry), bits, full, file }))
     }
 
     fn sync_data(&self, job: &mut Job) -> Result<(), SyncError> {
-        let Some(file) = job.bitmap.take() else {
+        let Some(file) = job.file.take() else {
             // Claims without a file: nothing may stay.
             job.bits.fill(0);
             job.full = false;
@@ -285,7 +286,7 @@ impl Inner {
     fn sync_dirs(&self, jobs: Vec<Job>, failure: &mut Option<SyncError>) -> Vec<Job> {
         let dirs: BTreeSet<String> = jobs
             .iter()
-            .filter(|job| job.entry.disk().new_files)
+            .filter(|job| job.entry.disk().new_file)
             .map(|job| object_dir(&job.entry.id))
             .collect();
         let mut failed = BTreeSet::new();
@@ -300,7 +301,7 @@ impl Inner {
             if failed.contains(&object_dir(&job.entry.id)) {
                 self.dirty.add(&job.entry, 0);
             } else {
-                job.entry.disk().new_files = false;
+                job.entry.disk().new_file = false;
                 done.push(job);
             }
         }
@@ -317,39 +318,39 @@ impl Inner {
         job.full = false;
         let entry = &job.entry;
         if disk.complete || !disk.bitmap_made {
-            // A block of a complete object was bad, or the file was damaged.
-            if self.device.stat(&data_path(&entry.id))?.is_none() {
-                // Or there is nothing left to claim.
-                disk.bitmap_made = false;
-                return Ok(());
+            // The first claims; or a block of a complete object was bad, or the
+            // bitmap was damaged.
+            disk.bitmap_made = false;
+            if job.bits.iter().any(|word| *word != 0) {
+                entry.replace_bitmap(&*self.device, &job.bits)?;
+                disk.bitmap_made = true;
+            } else {
+                self.device.unlink(&bits_path(&entry.id))?;
             }
-            job.bitmap = Some(entry.write_bitmap(&*self.device, &job.bits)?);
-            // Synced here: the name must be durable before the record says
-            // that the bitmap counts.
-            if let Some(file) = &job.bitmap {
-                file.sync_data()?;
-            }
-            self.device.sync_dir(&object_dir(&entry.id))?;
-            disk.bitmap_made = true;
+            disk.durable.clone_from(&job.bits);
             return Ok(());
         }
+        // Until it is known to say the same as `durable` again.
+        disk.bitmap_made = false;
         let file = self.device.open(&bits_path(&entry.id), Mode::Write)?;
         for number in 0..bitmap::line_count(entry.spec.block_count()) {
             let bits = bitmap::line_bits(&job.bits, number);
             if bits != bitmap::line_bits(&disk.durable, number) {
                 let line = bitmap::line(&entry.id, number, &bits);
                 file.write_at(bitmap::line_offset(number), &line)?;
-                job.bitmap = Some(Arc::clone(&file));
+                job.file = Some(Arc::clone(&file));
             }
         }
+        disk.bitmap_made = job.file.is_none();
         Ok(())
     }
 
     fn sync_bits(&self, job: &mut Job) -> Result<(), SyncError> {
-        if let Some(file) = job.bitmap.take() {
+        if let Some(file) = job.file.take() {
             file.sync_data()?;
             let mut disk = job.entry.disk();
             disk.durable.clone_from(&job.bits);
+            disk.bitmap_made = true;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! ordinary event, so the database is then opened again, and the changes since
 //! the last durable commit, which are kept here, are made once more.
 
+use std::io::ErrorKind;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -15,7 +16,7 @@ use redb::{
 
 use super::error::MetaError;
 use crate::store::device::{Device, DeviceBackend, Mode, is_full};
-use crate::store::format::layout::{META_FILE, RESERVE_FILE};
+use crate::store::format::layout::{META_FILE, META_TEMP, RESERVE_FILE};
 use crate::store::format::overlay::Overlay;
 use crate::store::format::tables::Table;
 use crate::store::format::{seal, unseal};
@@ -81,8 +82,7 @@ struct Writer {
 }
 
 impl Meta {
-    /// Opens the database; makes an empty one where there is none, unless
-    /// `read_only`.
+    /// Opens the database, which must exist.
     pub(super) fn open(
         device: Arc<dyn Device>,
         cache: usize,
@@ -90,25 +90,38 @@ impl Meta {
     ) -> Result<Self, MetaError> {
         let meta =
             Self { device, cache, read_only, db: RwLock::new(None), writer: Mutex::default() };
-        let db = meta.open_database()?;
+        let db = meta.open_database(META_FILE)?;
+        *meta.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
         if !read_only {
-            let fresh = guarded(|| {
-                let view = View(db.begin_read().map_err(redb_error)?);
-                Ok(view.open_table(Table::State).is_err())
-            })?;
-            if fresh {
-                guarded(|| {
-                    let txn = begin(&db, true)?;
-                    for table in Table::ALL {
-                        txn.open_table(table.definition()).map_err(redb_error)?;
-                    }
-                    txn.commit().map_err(redb_error)
-                })?;
-            }
             meta.restore_reserve();
         }
-        *meta.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
         Ok(meta)
+    }
+
+    /// Makes an empty database. It gets its name when it is whole.
+    pub(super) fn create(device: &Arc<dyn Device>) -> Result<(), MetaError> {
+        device.unlink(META_TEMP).map_err(io_error)?;
+        let maker = Self {
+            device: Arc::clone(device),
+            cache: 1 << 20,
+            read_only: false,
+            db: RwLock::new(None),
+            writer: Mutex::default(),
+        };
+        let db = maker.open_database(META_TEMP)?;
+        guarded(|| {
+            let txn = begin(&db, true)?;
+            for table in Table::ALL {
+                txn.open_table(table.definition()).map_err(redb_error)?;
+            }
+            txn.commit().map_err(redb_error)?;
+            drop(db);
+            Ok(())
+        })?;
+        let file = device.open(META_TEMP, Mode::Write).map_err(io_error)?;
+        file.sync_data().map_err(io_error)?;
+        device.rename(META_TEMP, META_FILE).map_err(io_error)?;
+        device.sync_dir(".").map_err(io_error)
     }
 
     /// Reads at one point in time.
@@ -225,7 +238,7 @@ impl Meta {
             drop(old);
             Ok(())
         });
-        let db = self.open_database()?;
+        let db = self.open_database(META_FILE)?;
         if !writer.log.is_empty() {
             guarded(|| write(&db, &writer.log, false))?;
         }
@@ -233,9 +246,13 @@ impl Meta {
         Ok(())
     }
 
-    fn open_database(&self) -> Result<Database, MetaError> {
-        let mode = if self.read_only { Mode::Read } else { Mode::Create };
-        let file = self.device.open(META_FILE, mode).map_err(io_error)?;
+    fn open_database(&self, name: &str) -> Result<Database, MetaError> {
+        let mode = match (self.read_only, name) {
+            (true, _) => Mode::Read,
+            (false, META_TEMP) => Mode::Create,
+            (false, _) => Mode::Write,
+        };
+        let file = self.device.open(name, mode).map_err(io_error)?;
         let backend = DeviceBackend::new(file);
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache);
@@ -374,6 +391,12 @@ fn io_error(error: std::io::Error) -> MetaError {
 
 fn redb_error(error: impl Into<redb::Error>) -> MetaError {
     match error.into() {
+        // What redb says of a file that is none of its own, or too short.
+        redb::Error::Io(e)
+            if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
+            damaged(e.to_string())
+        }
         redb::Error::Io(e) => io_error(e),
         redb::Error::Corrupted(reason) => damaged(reason),
         other @ (redb::Error::TableDoesNotExist(_)

@@ -96,6 +96,8 @@ struct Inner {
     epoch: u64,
     counters: Counters,
     stagings: staging::Active,
+    /// Removals that have not come to their end.
+    removing: std::sync::Mutex<std::collections::HashSet<crate::types::ObjectId>>,
     lock: std::sync::Mutex<Option<LockGuard>>,
 }
 

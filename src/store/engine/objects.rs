@@ -301,13 +301,18 @@ impl Inner {
     ///
     /// `NotFound` if there is no file and none was to be made.
     pub(super) fn open_file(&self, entry: &Arc<Entry>, make: bool) -> Result<(), PutError> {
+        if make && self.is_removing(&entry.id) {
+            let _one = self.dirty.flushing();
+            // The caller finds this entry gone and looks the object up again.
+            return self.end_removal(&entry.id).map_err(PutError::from);
+        }
         let path = data_path(&entry.id);
         let mode = if self.read_only { Mode::Read } else { Mode::Write };
         let open = |slot: &mut FileSlot| -> Result<(), PutError> {
             if slot.gone || slot.handle.is_some() {
                 return Ok(());
             }
-            let opened = if make && !entry.disk().has_files() {
+            let opened = if make && !entry.disk().data_made {
                 Err(std::io::ErrorKind::NotFound.into())
             } else {
                 self.device.open(&path, mode)
@@ -316,7 +321,7 @@ impl Inner {
                 Ok(file) => file,
                 Err(e) if make && e.kind() == std::io::ErrorKind::NotFound => {
                     self.meta.sync_objects()?;
-                    entry.make_files(&*self.device)?
+                    entry.make_file(&*self.device)?
                 }
                 Err(e) => return Err(e.into()),
             };
@@ -417,7 +422,7 @@ pub(super) fn read_spec(
     }
 }
 
-fn to_meta(error: ReadError) -> MetaError {
+pub(super) fn to_meta(error: ReadError) -> MetaError {
     match error {
         ReadError::Meta(e) => e,
         ReadError::Io(e) => MetaError::Io(e),

@@ -189,11 +189,11 @@ impl Opening<'_> {
         if !has_meta && (read_only || self.has_objects()?) {
             return Err(OpenError::DatabaseMissing(self.path.to_owned()));
         }
+        if !has_meta {
+            Meta::create(&self.device).map_err(|e| self.meta_error(e))?;
+        }
         let meta = Meta::open(Arc::clone(&self.device), self.options.meta_cache, read_only)
             .map_err(|e| self.meta_error(e))?;
-        if !has_meta {
-            self.device.sync_dir(".").map_err(|e| self.error(e))?;
-        }
         let session = self.begin_session(&meta).map_err(|e| self.meta_error(e))?;
         let inner = Inner {
             path: self.path.to_owned(),
@@ -205,6 +205,7 @@ impl Opening<'_> {
             epoch: session.epoch,
             counters: Counters::default(),
             stagings: staging::Active::default(),
+            removing: Mutex::default(),
             lock: Mutex::new(lock),
             meta,
         };

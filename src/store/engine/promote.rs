@@ -114,6 +114,7 @@ impl Inner {
             let mut disk = entry.disk();
             *disk = DiskState {
                 complete: true,
+                data_made: true,
                 seal: stat.unwrap_or_default(),
                 ..DiskState::default()
             };
@@ -124,6 +125,9 @@ impl Inner {
     /// Renames one file; `None` if the object needs nothing from it.
     fn promote_one(&self, promotion: &Promotion) -> Result<Option<Arc<Entry>>, StageError> {
         let id = &promotion.object;
+        if self.is_removing(id) {
+            self.end_removal(id)?;
+        }
         let from = staging_path(&promotion.blob, promotion.stream);
         let entry = match self.entry(id) {
             Ok(entry) => entry,

@@ -7,15 +7,16 @@
 //! claims nothing of them any more; the files are unlinked; the rest of the
 //! records goes. What a crash interrupts, the next opening finishes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::error::{MetaError, SyncError};
 use super::meta::{Batch, View};
 use super::objects::object_record;
 use super::{Inner, Store, open};
 use crate::store::format::keys;
-use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::layout::{bits_path, bits_temp_path, data_path, object_dir};
 use crate::store::format::records::ContentRecord;
 use crate::store::format::tables::{INDEXED_BLOCKS_MAX, Table};
 use crate::types::ObjectId;
@@ -83,10 +84,13 @@ impl Inner {
     fn remove_objects(&self, ids: &[ObjectId], how: Removal) -> Result<u64, SyncError> {
         // No batch may write the bits of what is being removed.
         let _one = self.dirty.flushing();
+        // Before it is on record: a change that fails may be found made.
+        self.removing().extend(ids);
         let ids: BTreeSet<&ObjectId> = ids.iter().collect();
         let planned = self.meta.update(true, |view, batch| {
             let mut planned = Vec::new();
-            for id in ids {
+            for id in &ids {
+                let id = *id;
                 let Some(mut record) = object_record(view, id)? else {
                     continue;
                 };
@@ -106,7 +110,28 @@ impl Inner {
         })?;
         let freed = planned.iter().map(|(id, _)| self.allocated(id)).sum();
         self.unlink_and_forget(&planned)?;
+        self.removing().retain(|id| !ids.contains(id));
         Ok(freed)
+    }
+
+    /// Objects whose removal was begun and has not come to its end.
+    fn removing(&self) -> MutexGuard<'_, HashSet<ObjectId>> {
+        self.removing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_removing(&self, id: &ObjectId) -> bool {
+        self.removing().contains(id)
+    }
+
+    /// Brings a removal that failed in the middle to its end. Before anything
+    /// new is stored in the object: or a crash would let the next opening
+    /// remove that as well.
+    ///
+    /// No batch may run meanwhile.
+    pub(super) fn end_removal(&self, id: &ObjectId) -> Result<(), SyncError> {
+        self.unlink_and_forget(&[(*id, Removal::Data)])?;
+        self.removing().remove(id);
+        Ok(())
     }
 
     /// Finishes removals that a crash interrupted.
@@ -117,11 +142,7 @@ impl Inner {
         if planned.is_empty() {
             return Ok(());
         }
-        self.unlink_and_forget(&planned).map_err(|e| match e {
-            SyncError::Full => MetaError::Full,
-            SyncError::Meta(e) => e,
-            SyncError::Io(e) => MetaError::Io(e),
-        })
+        self.unlink_and_forget(&planned).map_err(MetaError::from)
     }
 
     fn unlink_and_forget(&self, planned: &[(ObjectId, Removal)]) -> Result<(), SyncError> {
@@ -139,6 +160,7 @@ impl Inner {
                 entry.verified.clear_all();
             }
             self.device.unlink(&bits_path(id))?;
+            self.device.unlink(&bits_temp_path(id))?;
             self.device.unlink(&data_path(id))?;
             self.dirty.forget(id);
             self.cache.remove(id);

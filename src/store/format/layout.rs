@@ -16,6 +16,8 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub const OWNER_LOG: &str = "owner.log";
 /// The metadata database (redb).
 pub const META_FILE: &str = "meta";
+/// Where a new database is made before it gets its name.
+pub const META_TEMP: &str = "meta.new";
 /// Space that is given up when the disk is full, so that the database can
 /// record an eviction.
 pub const RESERVE_FILE: &str = "reserve";
@@ -27,6 +29,9 @@ pub const STAGING_DIR: &str = "staging";
 pub const QUARANTINE_DIR: &str = "quarantine";
 /// Follows a data file's name: its presence bitmap.
 pub const BITS_SUFFIX: &str = ".bits";
+
+/// Follows the name of a file that is being replaced.
+pub const TEMP_SUFFIX: &str = ".new";
 
 const FORMAT_WORD: &str = "peersync-store";
 
@@ -59,6 +64,12 @@ pub fn bits_path(id: &ObjectId) -> String {
     format!("{}/{id}{BITS_SUFFIX}", object_dir(id))
 }
 
+/// `objects/<2 hex>/<64 hex>.bits.new`: a bitmap that is being replaced. Means
+/// nothing.
+pub fn bits_temp_path(id: &ObjectId) -> String {
+    format!("{}{TEMP_SUFFIX}", bits_path(id))
+}
+
 /// What a file below `objects/` is, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectFile {
@@ -66,19 +77,20 @@ pub enum ObjectFile {
     Data(ObjectId),
     /// A presence bitmap.
     Bits(ObjectId),
+    /// A bitmap that was being written.
+    Temp(ObjectId),
 }
 
 /// Reads the name of a file in `objects/<dir>`; `None` for a stranger.
 pub fn parse_object_file(dir: &str, name: &str) -> Option<ObjectFile> {
-    let (hex, bits) = match name.strip_suffix(BITS_SUFFIX) {
-        Some(hex) => (hex, true),
-        None => (name, false),
+    let (hex, make): (&str, fn(ObjectId) -> ObjectFile) = match name.split_once('.') {
+        None => (name, ObjectFile::Data),
+        Some((hex, "bits")) => (hex, ObjectFile::Bits),
+        Some((hex, "bits.new")) => (hex, ObjectFile::Temp),
+        Some(_) => return None,
     };
     let id: ObjectId = hex.parse().ok()?;
-    if hex.get(..2) != Some(dir) {
-        return None;
-    }
-    Some(if bits { ObjectFile::Bits(id) } else { ObjectFile::Data(id) })
+    (hex.get(..2) == Some(dir)).then(|| make(id))
 }
 
 /// A stream of a first pass.

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod layout;
 pub mod overlay;
 pub mod records;
+pub mod spec;
 pub mod tables;
 
 pub use codec::{RecordError, SEAL_LEN, seal, unseal};

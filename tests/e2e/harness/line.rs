@@ -56,11 +56,19 @@ enum Direction {
 
 impl Line {
     pub(crate) fn to(upstream: SocketAddr) -> Self {
-        Self::shaped(upstream, Conditions::default())
+        Self::on(loopback(), upstream)
     }
 
     pub(crate) fn shaped(upstream: SocketAddr, conditions: Conditions) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback listener");
+        Self::between(loopback(), upstream, conditions)
+    }
+
+    /// With a listener that stands elsewhere, perhaps in another network.
+    pub(crate) fn on(listener: TcpListener, upstream: SocketAddr) -> Self {
+        Self::between(listener, upstream, Conditions::default())
+    }
+
+    fn between(listener: TcpListener, upstream: SocketAddr, conditions: Conditions) -> Self {
         let address = listener.local_addr().expect("address");
         let now = Instant::now();
         let shared = Arc::new(Shared {
@@ -128,6 +136,10 @@ impl Line {
         change(&mut self.shared.state.lock().expect("state"));
         self.shared.changed.notify_all();
     }
+}
+
+fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("loopback listener")
 }
 
 impl Drop for Line {

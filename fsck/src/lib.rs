@@ -1,0 +1,136 @@
+//! Checks and repairs a PeerSync block store.
+//!
+//! Shares only the on-disk format with the daemon, never the engine: what the
+//! engine does wrong is found here, and not done wrong a second time.
+//!
+//! Memory does not grow with the store: records are streamed from the database,
+//! block lists in stretches of 1024 blocks, data in buffers of a mebibyte.
+//! `docs/OPERATIONS.md` says what to do about each finding.
+
+mod adopt;
+mod checker;
+mod data;
+mod database;
+mod files;
+mod layers;
+mod live;
+mod objects;
+mod open;
+mod records;
+mod relations;
+mod repair;
+mod report;
+mod salvage;
+mod slots;
+mod staging;
+
+use std::path::{Path, PathBuf};
+
+pub use database::panic_is_expected;
+pub use report::{Checked, Count, Finding, Kind, Mode, Report};
+
+/// What a check does.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Put right what is wrong; the store must be closed.
+    pub repair: bool,
+    /// Threads that read and hash blocks.
+    pub jobs: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            repair: false,
+            jobs: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
+    }
+}
+
+/// Is told how far a check is.
+pub trait Progress: Sync {
+    /// A stage begins, of `total` units if that is known.
+    fn stage(&self, name: &'static str, total: Option<u64>);
+    /// `n` more units are done.
+    fn advance(&self, n: u64);
+}
+
+/// Tells nobody.
+#[derive(Debug)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn stage(&self, _name: &'static str, _total: Option<u64>) {}
+    fn advance(&self, _n: u64) {}
+}
+
+/// Why a check could not be made, or not to its end (exit code 8).
+#[derive(Debug, thiserror::Error)]
+pub enum FsckError {
+    /// There is nothing at the path.
+    #[error("{}: there is nothing there", .0.display())]
+    NotFound(PathBuf),
+    /// The path is not a directory.
+    #[error("{}: not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// The directory is not a store.
+    #[error("{}: not a PeerSync store", .0.display())]
+    NotAStore(PathBuf),
+    /// A newer program made the store.
+    #[error("{}: format {found} is newer than this program, which knows {known}", path.display())]
+    NewerFormat {
+        /// The store's directory.
+        path: PathBuf,
+        /// Its format version.
+        found: u32,
+        /// The newest that this build knows.
+        known: u32,
+    },
+    /// The store is in use, and it was to be repaired.
+    #[error("{}: in use by process {pid}; only a closed store can be repaired", path.display())]
+    InUse {
+        /// The store's directory.
+        path: PathBuf,
+        /// The owner's process number, as it wrote it.
+        pid: String,
+    },
+    /// The store is in use and its owner gives no inventory.
+    #[error("{}: in use by process {pid}, which gives no inventory: {reason}", path.display())]
+    NoInventory {
+        /// The store's directory.
+        path: PathBuf,
+        /// The owner's process number, as it wrote it.
+        pid: String,
+        /// Why.
+        reason: String,
+    },
+    /// The disk failed, or refused.
+    #[error("{place}: {source}")]
+    Io {
+        /// The file.
+        place: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The database failed while it was read or repaired.
+    #[error("database: {0}")]
+    Database(#[from] database::DatabaseError),
+}
+
+/// Checks the store in the directory `path`.
+///
+/// A store that is in use is checked by the inventory of its owner, as far as
+/// that goes.
+///
+/// # Errors
+/// [`FsckError`] where the check can't be made.
+pub fn check(path: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, FsckError> {
+    match open::open(path, options.repair)? {
+        open::Opened::Live { pid } => live::check(path, &pid, options, progress),
+        open::Opened::Closed(lock) => {
+            let report = checker::Checker::new(path, options, progress).run()?;
+            drop(lock);
+            Ok(report)
+        }
+    }
+}
