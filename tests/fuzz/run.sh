@@ -17,12 +17,13 @@ cd "$(dirname "$0")"
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Flags of its own, so a directory of its own.
 export CARGO_TARGET_DIR="$PWD/target"
-[ $# -gt 0 ] || set -- tar gzip zstd span index
+[ $# -gt 0 ] || set -- tar gzip zstd span index manifest
+case " $* " in *' manifest '*) features='--features node' ;; *) features= ;; esac
 
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
-    cargo build --quiet --release --target "$host" --bins
+    cargo build --quiet --release --target "$host" --bins $features
 
 mkdir -p artifacts
 for target in "$@"; do
@@ -30,7 +31,7 @@ for target in "$@"; do
     log=$(mktemp)
     echo "fuzz: $target for $seconds s"
     if ! "target/$host/release/$target" "$found" "corpus/$target" \
-        -max_total_time="$seconds" -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=10 \
+        -max_total_time="$seconds" -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=20 \
         -max_len=65536 -artifact_prefix="artifacts/$target-" -print_final_stats=1 >"$log" 2>&1; then
         tail -60 "$log"
         rm -rf "$found" "$log"

@@ -4,8 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
-use peersync::layer::build::Decompressor;
-use peersync::layer::build::{Decoded, LayerBuilder, NullSink};
+use peersync::layer::build::{LayerBuilder, NullSink};
 use peersync::layer::root::{LayerRoot, PartRef, RootBody};
 use peersync::layer::seek::{Entry, SeekPoint, SeekTableBuilder};
 use peersync::layer::skeleton::SkeletonWriter;
@@ -24,9 +23,36 @@ fn main() {
     for (name, blob) in zstds(&text) {
         write("zstd", name, &[&[99][..], &blob].concat());
     }
+    for (name, first, text) in DOCUMENTS {
+        write("manifest", name, &[&[first][..], text.as_bytes()].concat());
+    }
     parts(&archives[0].1);
     spans(&text);
 }
+
+/// Name, what it is parsed as, text.
+const DOCUMENTS: [(&str, u8, &str); 4] = [
+    (
+        "image",
+        0,
+        r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:3d57e7d0a90dfd4d28fe71eb03c6bc00af0a90279b5fd586c604ddaa8ffe4c2c","size":134},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"sha256:4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59","size":63375846,"annotations":{"org.opencontainers.image.title":"model.safetensors"}}]}"#,
+    ),
+    (
+        "index",
+        0,
+        r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:3d57e7d0a90dfd4d28fe71eb03c6bc00af0a90279b5fd586c604ddaa8ffe4c2c","size":670,"platform":{"architecture":"arm64","os":"linux","variant":"v8"}},{"mediaType":"application/vnd.docker.distribution.manifest.v2+json","digest":"sha256:4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59","size":1}]}"#,
+    ),
+    (
+        "config",
+        1,
+        r#"{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59"]},"history":[{"empty_layer":true}]}"#,
+    ),
+    (
+        "reference",
+        2,
+        "registry.example:5000/a/b_c:v1.0@sha256:4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59",
+    ),
+];
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -180,11 +206,4 @@ fn spans(text: &[u8]) {
     let blob = gzip(text, 6);
     let seek = table(blob.len() as u64, text.len() as u64).encode();
     write("span", "table", &[&(seek.len() as u16).to_le_bytes()[..], &seek, &blob].concat());
-    let long: Vec<u8> = text.iter().copied().cycle().take(300_000).collect();
-    let members = [gzip(&long, 9), gzip(text, 6)].concat();
-    let mut decompressor = Decompressor::new(peersync_fuzz::limits());
-    let mut input = Bytes::from(members);
-    while !matches!(decompressor.step(&mut input), Ok(Some(Decoded::Point(_)))) {}
-    let state = decompressor.save().expect("at a point");
-    write("span", "state", &[&(state.len() as u16).to_le_bytes()[..], &state, &input].concat());
 }

@@ -15,6 +15,10 @@ const BLOCK_SPACING: u64 = 4 << 20;
 /// nothing smaller than a block is ever fetched.
 const START_SPACING: u64 = 256 << 10;
 
+/// Bytes of the checksum behind a saved state: a hasher must not be restored
+/// from what the disk made of it.
+const SUM: usize = 8;
+
 /// Bounds against blobs that decode to more than anybody wants.
 ///
 /// Deflate can't expand more than 1,032 times, so a ratio above that refuses no
@@ -241,13 +245,19 @@ impl Decompressor {
         push_varint(&mut out, hasher.len() as u64);
         out.extend(hasher);
         push_entry(&mut out, entry);
+        let sum = blake3::hash(&out);
+        out.extend(&sum.as_bytes()[..SUM]);
         Some(out)
     }
 
     /// Continues from [`Decompressor::save`]; `None` if the bytes are not such a
     /// state.
     pub fn restore(state: &Bytes, limits: DecodeLimits) -> Option<Self> {
-        let mut reader = Reader(state);
+        let (fields, sum) = state.split_at_checked(state.len().checked_sub(SUM)?)?;
+        if blake3::hash(fields).as_bytes()[..SUM] != *sum {
+            return None;
+        }
+        let mut reader = Reader(fields);
         let compression = match reader.u8()? {
             0 => Compression::Plain,
             1 => Compression::Gzip,
