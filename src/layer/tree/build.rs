@@ -145,7 +145,8 @@ pub(super) struct File {
     pub(super) extents: Option<Box<[Extent]>>,
 }
 
-/// See the [module](self).
+/// Takes the entries of a tar stream in order and applies the rules of layer
+/// extraction; what comes out is canonical.
 pub struct TreeBuilder {
     limits: TreeLimits,
     pub(super) nodes: Vec<BuildNode>,
