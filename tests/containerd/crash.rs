@@ -130,3 +130,30 @@ fn what_was_answered_survives_and_nothing_leaks() {
         sure.retain(|name, _| !unsure.contains(name));
     }
 }
+
+#[test]
+fn two_hundred_snapshots_take_little_memory() {
+    let place = tempfile::Builder::new().prefix("ps-").tempdir().expect("place");
+    let child = Child::start(place.path());
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.process.id()));
+        let status = status.expect("status of the child");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).expect("number").parse::<u64>().expect("number")
+    };
+    let before = resident();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("runtime").block_on(async {
+        let mut s = child.connect().await;
+        let labels: BTreeMap<String, String> =
+            (0..4).map(|i| (format!("containerd.io/snapshot/l{i}"), "x".repeat(4000))).collect();
+        for i in 0..200 {
+            s.prepare(&format!("key{i}"), "", labels.clone()).await.expect("prepare");
+        }
+        assert_eq!(s.list(&[]).await.expect("list").len(), 200);
+    });
+    let grown = resident().saturating_sub(before);
+    eprintln!("200 snapshots: {before} KiB before, {grown} KiB more");
+    assert!(grown < 50 << 10, "{grown} KiB");
+    child.kill();
+}
