@@ -1,7 +1,9 @@
 #!/bin/sh
 # Builds every fuzz target and runs each for a fixed time from the kept corpus.
 #
-#   tests/fuzz/run.sh SECONDS [TARGET...]
+#   tests/fuzz/run.sh [SECONDS [TARGET...]]
+#
+# Without SECONDS, 20 for each target.
 #
 # A stable compiler will do: the flags below are what cargo-fuzz uses, less the
 # address sanitizer. `cargo +nightly fuzz run --fuzz-dir tests/fuzz TARGET` has
@@ -9,10 +11,12 @@
 # fail is kept in tests/fuzz/artifacts.
 set -eu
 
-seconds=${1:?how many seconds for each target}
-shift
+seconds=${1:-20}
+[ $# -eq 0 ] || shift
 cd "$(dirname "$0")"
 host=$(rustc -vV | sed -n 's/^host: //p')
+# Flags of its own, so a directory of its own.
+export CARGO_TARGET_DIR="$PWD/target"
 [ $# -gt 0 ] || set -- tar gzip zstd span index
 
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -160,7 +160,9 @@ fn parts(archive: &[u8]) {
     let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
     let root = LayerRoot::sign(body, &key).expect("short").encode();
     let all = [built.tree, built.blocks, seek, skeleton, root];
-    for (n, (name, bytes)) in ["tree", "blocks", "seek", "skeleton", "root"].iter().zip(all).enumerate() {
+    for (n, (name, bytes)) in
+        ["tree", "blocks", "seek", "skeleton", "root"].iter().zip(all).enumerate()
+    {
         write("index", name, &[&[n as u8][..], &bytes].concat());
     }
 }

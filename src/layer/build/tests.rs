@@ -477,7 +477,7 @@ fn bad_blobs_are_errors() {
     assert!(matches!(errors(&padded), DecompressError::Malformed { .. }));
     let trailing = [&frames[..], b"garbage"].concat();
     assert!(matches!(errors(&trailing), DecompressError::Malformed { .. }));
-    let mut long = gz.clone();
+    let mut long = gz;
     let end = long.len() - 1;
     long[end] ^= 1;
     assert!(matches!(errors(&long), DecompressError::Malformed { .. }));

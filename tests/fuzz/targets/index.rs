@@ -3,11 +3,11 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
+use peersync::layer::blocks;
 use peersync::layer::root::LayerRoot;
 use peersync::layer::seek::SeekTable;
 use peersync::layer::skeleton::Skeleton;
 use peersync::layer::tree::Tree;
-use peersync::layer::blocks;
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, rest)) = data.split_first() else { return };
