@@ -12,14 +12,15 @@ use crate::doctor::{Settings, Status, check, collect};
 pub(super) fn doctor(owner: &Owner, containerd_config: PathBuf) -> Result<(), Exit> {
     let disk = nix::sys::statvfs::statvfs(&owner.store);
     let whole = disk.map_or(0, |disk| disk.blocks() * disk.fragment_size());
-    let report = check(&collect(&Settings {
+    let settings = Settings {
         store: owner.store.clone(),
         min_free: owner.config.store.min_free.of(whole),
         socket: owner.config.snapshotter.socket.clone(),
         stack_depth: owner.config.mount.stack_depth,
         containerd_config,
         listeners: Vec::new(),
-    }));
+    };
+    let report = check(&settings, &collect(&settings));
     if owner.json {
         print_json(&report.to_json())?;
     } else {

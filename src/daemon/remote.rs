@@ -10,7 +10,9 @@ use tracing::{debug, warn};
 use super::Node;
 use crate::mount::{ImageError, IndexMode};
 use crate::snapshotter::meta::Usage;
-use crate::snapshotter::{RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers};
+use crate::snapshotter::{
+    KnownChain, RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers,
+};
 use crate::types::Digest;
 
 /// Remote layers of a node. Holds no node alive.
@@ -56,8 +58,14 @@ impl RemoteLayers for NodeLayers {
         })
     }
 
-    fn revalidate(&self, chain_id: Digest) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
-        Box::pin(async move { self.0.upgrade().ok_or_else(closing)?.chain(&chain_id) })
+    fn revalidate(&self, chain: KnownChain) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
+        Box::pin(async move {
+            let node = self.0.upgrade().ok_or_else(closing)?;
+            match (node.chain(&chain.chain_id), chain.layers.into_iter().next_back()) {
+                (Err(_), Some(top)) => self.prepare(top).await,
+                (known, _) => known,
+            }
+        })
     }
 
     fn usage(&self, chain_id: &Digest) -> Usage {
