@@ -113,6 +113,8 @@ fn name(image: &RemoteImage) -> String {
     }
 }
 
+/// What a person should know goes to the log.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of `mount::Told`")]
 fn note(message: String) {
     tracing::info!("{message}");
 }
