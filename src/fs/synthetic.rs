@@ -124,12 +124,13 @@ impl FileSystem {
         let directory = |mtime| directory_attr(id, self.options.owner, mtime);
         let leaf = |kind, mode, size| Attr { kind, mode, size, blocks: 0, ..directory(changed()) };
         match node {
+            // The kernel keeps a listing until this time changes: it has to ask.
             Node::Root | Node::Layers | Node::Chains | Node::Images => {
-                Ok((directory(changed()), Validity::Short))
+                Ok((directory(changed()), Validity::None))
             }
             Node::Name(_) => {
                 self.path_of(node)?;
-                Ok((directory(changed()), Validity::Short))
+                Ok((directory(changed()), Validity::None))
             }
             Node::StatusDir => Ok((directory(Timestamp::default()), Validity::Forever)),
             Node::Status(index) => {

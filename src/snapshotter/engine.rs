@@ -21,7 +21,7 @@ use super::meta::{
 use super::meter::Meter;
 use super::mounts::{self, Directories as _, Mount, OverlayOptions, is_mountable};
 use super::overlay;
-use super::remote::{RemoteChain, RemoteError, RemoteLayer, RemoteLayers};
+use super::remote::{KnownChain, RemoteChain, RemoteError, RemoteLayer, RemoteLayers};
 use super::usage::measure;
 use crate::types::Digest;
 
@@ -143,8 +143,11 @@ impl Snapshotter {
     /// # Errors
     /// As [`Snapshotter::view`].
     pub async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
-        let snapshot = self.inner.meta.read().snapshot(key)?;
-        let chain = self.chain_path(snapshot.chain_below()).await?;
+        let (snapshot, parent) = {
+            let state = self.inner.meta.read();
+            (state.snapshot(key)?, state.get(key)?.parent.clone())
+        };
+        let chain = self.chain_path(self.inner.known_chain(&parent)).await?;
         Ok(self.inner.mounts(&snapshot, chain.as_deref()))
     }
 
@@ -296,6 +299,7 @@ impl Snapshotter {
         };
         if let Ok(chain) = target.parse::<Digest>()
             && self.inner.has_chain(target, parent, chain)
+            && self.chain_path(self.inner.known_chain(target)).await.is_ok()
         {
             return Ok(Prepared::Remote);
         }
@@ -361,7 +365,7 @@ impl Snapshotter {
         // can't change meanwhile, since names of chains say what they hold.
         let (_, planned) = self.inner.meta.read().create(kind, key, parent, labels, now())?;
         let chain_id = planned.chain_below();
-        let chain = self.chain_path(chain_id).await?;
+        let chain = self.chain_path(self.inner.known_chain(parent)).await?;
         let (key, parent, labels) = (key.to_owned(), parent.to_owned(), labels.clone());
         self.blocking(move |inner| {
             inner.create(kind, &key, &parent, &labels, chain_id, chain.as_deref())
@@ -370,11 +374,12 @@ impl Snapshotter {
     }
 
     /// Where the chain is now, mounted and fit for a lower directory.
-    async fn chain_path(&self, chain: Option<Digest>) -> Result<Option<PathBuf>, Error> {
+    async fn chain_path(&self, chain: Option<KnownChain>) -> Result<Option<PathBuf>, Error> {
         let Some(chain) = chain else { return Ok(None) };
+        let chain_id = chain.chain_id;
         let found = self.inner.remote.revalidate(chain).await.map_err(|error| {
             let (RemoteError::Declined(reason) | RemoteError::Unavailable(reason)) = error;
-            Error::Unavailable(format!("chain {chain}: {reason}"))
+            Error::Unavailable(format!("chain {chain_id}: {reason}"))
         })?;
         if !is_mountable(&found.path) {
             let path = found.path.display();
@@ -418,6 +423,28 @@ impl Inner {
             .read()
             .get(name)
             .is_ok_and(|record| record.content == Content::Chain(chain) && record.parent == parent)
+    }
+
+    /// The nearest chain at or below the committed snapshot `name`.
+    fn known_chain(&self, name: &str) -> Option<KnownChain> {
+        let state = self.meta.read();
+        let (mut chain_id, mut layers, mut name) = (None, Vec::new(), name);
+        // Bounded, should a damaged database hold a cycle.
+        for _ in 0..state.records().len() {
+            let Some(record) = state.records().get(name) else { break };
+            if let Content::Chain(chain) = record.content {
+                chain_id.get_or_insert(chain);
+                let below = state.records().get(&record.parent).map(|below| below.content);
+                let below = match below {
+                    Some(Content::Chain(below)) => Some(below),
+                    _ => None,
+                };
+                layers.extend(labels::remote_layer(&record.labels, below).ok().flatten());
+            }
+            name = &record.parent;
+        }
+        layers.reverse();
+        chain_id.map(|chain_id| KnownChain { chain_id, layers })
     }
 
     fn mounts(&self, snapshot: &Snapshot, chain: Option<&Path>) -> Vec<Mount> {

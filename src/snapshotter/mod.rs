@@ -36,7 +36,7 @@ pub mod usage;
 pub use engine::{Snapshotter, StartError};
 pub use error::Error;
 pub use remote::{
-    NoRemoteLayers, RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers,
+    KnownChain, NoRemoteLayers, RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers,
 };
 pub use server::{ServeError, serve};
 pub use socket::{BindError, Socket};

@@ -41,6 +41,17 @@ pub struct RemoteLayer {
     pub parent: Option<Digest>,
 }
 
+/// A chain that was made available before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownChain {
+    /// The chain.
+    pub chain_id: Digest,
+    /// Its layers as they were asked for, bottom up: what is needed to prepare them
+    /// once more, should the cache have lost one. Layers whose labels somebody has
+    /// removed are missing.
+    pub layers: Vec<RemoteLayer>,
+}
+
 /// A chain that can be a lower directory of an overlay mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteChain {
@@ -87,7 +98,7 @@ pub trait RemoteLayers: Send + Sync + 'static {
 
     /// Where a chain that was prepared once is now, perhaps after a reboot: mounts
     /// what has to be mounted. Needs no registry for what is cached.
-    fn revalidate(&self, chain_id: Digest) -> BoxFuture<'_, Result<RemoteChain, RemoteError>>;
+    fn revalidate(&self, chain: KnownChain) -> BoxFuture<'_, Result<RemoteChain, RemoteError>>;
 
     /// Bytes of the chain's top layer that are cached now, and its inodes; in
     /// constant time, from counters. Zero for a chain that is not known.
@@ -108,7 +119,7 @@ impl RemoteLayers for NoRemoteLayers {
         Box::pin(async { Err(RemoteError::Declined("remote layers are switched off".into())) })
     }
 
-    fn revalidate(&self, _: Digest) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
+    fn revalidate(&self, _: KnownChain) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
         Box::pin(async { Err(RemoteError::Unavailable("remote layers are switched off".into())) })
     }
 

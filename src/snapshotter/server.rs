@@ -41,6 +41,13 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let listener = UnixListener::from_std(socket.listener()?)?;
+    // What an earlier life has removed and not deleted.
+    let sweeper = Arc::clone(&snapshotter);
+    tokio::spawn(async move {
+        if let Err(error) = sweeper.cleanup().await {
+            tracing::warn!(%error, "removed snapshots can't be deleted yet");
+        }
+    });
     let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
         .add_service(service(Arc::clone(&snapshotter)))

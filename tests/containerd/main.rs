@@ -13,6 +13,7 @@
 mod harness;
 
 mod api;
+mod crash;
 mod cri;
 mod differential;
 mod images;

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 use futures_util::future::BoxFuture;
 use peersync::snapshotter::labels::chain_id;
 use peersync::snapshotter::meta::Usage;
-use peersync::snapshotter::{RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers};
+use peersync::snapshotter::{
+    KnownChain, RemoteChain, RemoteError, RemoteImage, RemoteLayer, RemoteLayers,
+};
 use peersync::types::Digest;
 use serde_json::Value;
 
@@ -149,9 +151,9 @@ impl RemoteLayers for Unpacked {
         })
     }
 
-    fn revalidate(&self, chain: Digest) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
+    fn revalidate(&self, chain: KnownChain) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
         Box::pin(async move {
-            let path = self.chain(&chain);
+            let path = self.chain(&chain.chain_id);
             match path.exists() {
                 true => Ok(RemoteChain { path }),
                 false => Err(RemoteError::Unavailable("not unpacked".into())),

@@ -69,9 +69,11 @@ fn an_indexed_image_is_the_same_tree() {
     let mount = peersync.mount(&image, &["--index", "require"]);
     let wanted = unpack(&lab_images().join("oci"), "v1");
     wanted.assert_same(&Tree::read(&mount.path), &root_time());
-    // Reading everything costs little more than everything.
+    // Reading everything in the order of names, which is not that of the stream,
+    // costs not much more than everything: a block across a seek point is decoded
+    // from the point before it.
     let (down, whole) = (line.down(), indexed.image_bytes);
-    assert!(down < whole + whole / 8, "{down} of {whole}");
+    assert!(down < whole + whole / 4, "{down} of {whole}");
     // And nothing twice: the same again is all there.
     mount.umount(&peersync);
     let before = line.down();

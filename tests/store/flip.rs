@@ -55,6 +55,9 @@ fn a_flipped_bit_is_found_or_does_not_matter() {
     let store = open(good.path());
     populated.fill(&store);
     store.close().unwrap();
+    let options = Options::default();
+    let report = peersync_fsck::check(good.path(), &options, &peersync_fsck::Quiet).unwrap();
+    assert!(report.is_clean() && report.notes.is_empty(), "{}", report.summary());
     let files = files(good.path());
     let rounds = std::env::var("PEERSYNC_FLIPS").map_or(150, |n| n.parse().unwrap());
     let seed = std::env::var("PEERSYNC_SEED").map_or(1, |n| n.parse().unwrap());

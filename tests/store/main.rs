@@ -5,8 +5,11 @@
 mod basic;
 mod damage;
 mod flip;
+mod golden;
 mod layer;
+mod live;
 mod model;
+mod opening;
 mod populated;
 mod sweep;
 mod util;

@@ -298,10 +298,8 @@ impl World {
                 let done = store.sync().is_ok();
                 model.synced(done);
             }
-            Op::Document(n) => {
-                if store.put_document(&Digest::of(&[*n]), &[*n]).is_ok() {
-                    model.pending.push(op.clone());
-                }
+            Op::Document(n) if store.put_document(&Digest::of(&[*n]), &[*n]).is_ok() => {
+                model.pending.push(op.clone());
             }
             Op::Name(n) => {
                 if let Ok(slot) = store.name_slot(&n.to_string()) {
@@ -316,8 +314,15 @@ impl World {
     }
 }
 
+/// 48 runs, or as many as `PROPTEST_CASES` says. The seed is printed on failure.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 48 };
+    ProptestConfig { cases, max_shrink_iters: 2000, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn the_store_does_what_the_model_does(ops in prop::collection::vec(op(), 1..60)) {

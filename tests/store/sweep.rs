@@ -7,6 +7,7 @@
 //! Every 7th operation by default; `PEERSYNC_SWEEP=full` for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use peersync::store::device::{CrashStyle, Fault, FaultyDevice};
 use peersync::store::{ImageRecord, LayerKey, Removal, Store, Stream};
@@ -56,6 +57,10 @@ impl Oracle {
     }
 }
 
+/// Made once: it is the same for every fault.
+static CONTENTS: LazyLock<Vec<Content>> = LazyLock::new(contents);
+static LAYER: LazyLock<Layer> = LazyLock::new(|| Layer::new(20));
+
 fn contents() -> Vec<Content> {
     let a = Content::random(1, 4096, 30_000);
     let b = Content::random(2, 4096, 5 * 4096);
@@ -73,7 +78,7 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
     let Ok(store) = open_faulty(device) else {
         return;
     };
-    let all = contents();
+    let all = &CONTENTS;
     let [a, b, c, d] = &all[..] else { unreachable!() };
     let specs: Vec<_> = all.iter().map(|content| content.spec.clone()).collect();
     let _ = store.add_objects(&specs);
@@ -100,7 +105,7 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
     let _ = store.remove_image("docker.io/library/a:1");
     let _ = store.remove_chain(&Digest::of(b"chain"));
     let _ = store.remove_layer(&key);
-    let mut unneeded = Layer::ids(&Layer::new(20).parts);
+    let mut unneeded = Layer::ids(&LAYER.parts);
     unneeded.push(b.spec.id());
     oracle.remove(&store, &unneeded, Removal::Everything);
     let _ = store.add_contents([(*a.block(0).hash(), a.spec.id(), 0, 10)]);
@@ -112,7 +117,7 @@ fn workload(device: &FaultyDevice, oracle: &mut Oracle) {
 
 /// An index is taken in; then some of the layer's content comes.
 fn layer(store: &Store, oracle: &mut Oracle) -> LayerKey {
-    let layer = Layer::new(20);
+    let layer = &*LAYER;
     for part in &layer.parts {
         oracle.put(store, part, 0..part.spec.block_count());
     }
@@ -132,7 +137,7 @@ fn layer(store: &Store, oracle: &mut Oracle) -> LayerKey {
     for content in &layer.objects {
         oracle.put(store, content, 0..content.spec.block_count());
     }
-    layer.key
+    layer.key.clone()
 }
 
 fn first_pass(store: &Store, oracle: &mut Oracle) {

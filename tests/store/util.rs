@@ -25,11 +25,12 @@ impl Rng {
         self.next() % n
     }
 
+    /// Bytes that no two seeds share, and that compress well: the golden store
+    /// is kept in the sources.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(len + 8);
-        while out.len() < len {
-            out.extend(self.next().to_le_bytes());
-        }
+        let first = self.next();
+        let words = (0..len.div_ceil(8) as u64).map(|n| first.wrapping_add(n));
+        let mut out: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         out.truncate(len);
         out
     }

@@ -52,9 +52,12 @@ impl RemoteLayers for Fake {
         })
     }
 
-    fn revalidate(&self, chain: Digest) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
+    fn revalidate(&self, chain: KnownChain) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
         Box::pin(async move {
-            let path = self.path(chain);
+            let names: Vec<String> =
+                chain.layers.iter().map(|layer| layer.chain_id.to_string()).collect();
+            assert_eq!(names.last(), Some(&chain.chain_id.to_string()), "{names:?}");
+            let path = self.path(chain.chain_id);
             match path.exists() {
                 true => Ok(RemoteChain { path }),
                 false => Err(RemoteError::Unavailable("not mounted".into())),
@@ -328,6 +331,21 @@ async fn a_view_or_container_survives_a_restart_and_a_mount_that_moved() {
     fs::create_dir_all(bench.remote.path(base.parse().unwrap())).unwrap();
     let mounts = bench.snapshotter.mounts("container").await.unwrap();
     assert!(mounts[0].options.last().unwrap().contains("elsewhere"));
+}
+
+#[tokio::test]
+async fn a_chain_that_the_cache_has_lost_is_prepared_again_by_the_next_pull() {
+    let bench = Bench::new();
+    let base = bench.remote("k1", "", 1).await.unwrap();
+    let top = bench.remote("k2", &base, 2).await.unwrap();
+    fs::remove_dir_all(bench.remote.path(top.parse().unwrap())).unwrap();
+    let none = Labels::new();
+    let result = bench.snapshotter.prepare("container", &top, &none).await;
+    assert_eq!(code(result), tonic::Code::Unavailable);
+    bench.remote.take_log();
+    assert_eq!(bench.remote("k3", &base, 2).await.unwrap(), top);
+    assert_eq!(bench.remote.take_log()[1], format!("prepare {top}"));
+    bench.snapshotter.prepare("container", &top, &none).await.unwrap();
 }
 
 #[tokio::test]

@@ -367,6 +367,12 @@ impl Inner {
                 if let Some(mut record) = object_record(view, id)? {
                     record.complete = job.full;
                     batch.put(Table::Objects, id.as_bytes(), record.encode());
+                    batch.delete(Table::Marks, id.as_bytes());
+                }
+            }
+            for job in jobs.iter().filter(|job| job.full) {
+                if let Some(mark) = self.mark(&job.entry) {
+                    batch.put(Table::Marks, job.entry.id.as_bytes(), mark.encode());
                 }
             }
             Ok::<_, MetaError>(())

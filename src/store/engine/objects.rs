@@ -204,7 +204,8 @@ impl Inner {
                         return Ok(None);
                     };
                     let spec = read_spec(view, id, &record)?;
-                    let mark = view.get(Table::Marks, id.as_bytes())?;
+                    // Without its mark an object is only verified once more.
+                    let mark = view.get(Table::Marks, id.as_bytes()).unwrap_or(None);
                     Ok::<_, MetaError>(Some((record, spec, mark)))
                 })?
                 .ok_or(ReadError::Unknown(*id))?;
@@ -275,10 +276,7 @@ impl Inner {
                 return Ok(true);
             }
             let slot = entry.file();
-            if slot.gone {
-                continue;
-            }
-            let Some(file) = slot.handle.clone() else {
+            let (false, Some(file)) = (slot.gone, slot.handle.clone()) else {
                 drop(slot);
                 self.open_file(&entry, true)?;
                 continue;
@@ -303,8 +301,12 @@ impl Inner {
     pub(super) fn open_file(&self, entry: &Arc<Entry>, make: bool) -> Result<(), PutError> {
         if make && self.is_removing(&entry.id) {
             let _one = self.dirty.flushing();
-            // The caller finds this entry gone and looks the object up again.
-            return self.end_removal(&entry.id).map_err(PutError::from);
+            // Somebody else may have brought it to its end meanwhile. The caller
+            // finds this entry gone and looks the object up again.
+            if self.is_removing(&entry.id) {
+                self.end_removal(&entry.id)?;
+            }
+            return Ok(());
         }
         let path = data_path(&entry.id);
         let mode = if self.read_only { Mode::Read } else { Mode::Write };

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::entry::{Entry, same_file};
-use super::error::{PutError, ReadError};
+use super::entry::{Entry, mark_holds, same_file};
+use super::error::{MetaError, PutError, ReadError};
 use super::{Counters, Inner, Store, VerifyPolicy};
 use crate::store::device::{DeviceFile, Mode, read_exact_at};
 use crate::store::format::layout::data_path;
+use crate::store::format::records::VerifiedMark;
+use crate::store::format::tables::Table;
 use crate::types::{BlockEntry, BlockHash, ObjectId, VerifiedBlock};
 
 /// A complete, verified object in memory: mapped from its data file.
@@ -220,7 +222,44 @@ impl Inner {
                 bad += 1;
             }
         }
+        if bad == 0 {
+            self.record_mark(&entry)?;
+        }
         Ok(bad)
+    }
+
+    /// The mark of an object all of whose blocks are there and verified, with
+    /// the file as it is now; `None` if they are not.
+    pub(super) fn mark(&self, entry: &Entry) -> Option<VerifiedMark> {
+        let before = self.device.stat(&data_path(&entry.id)).ok()??;
+        let right = entry.present.all() && entry.verified.all();
+        (right && before.size == entry.spec.length()).then_some(VerifiedMark {
+            epoch: self.epoch,
+            size: before.size,
+            inode: before.inode,
+            ctime: before.ctime,
+        })
+    }
+
+    /// Records that an object is wholly verified, so that this need not be done
+    /// again when it has left the memory, nor after an orderly close.
+    fn record_mark(&self, entry: &Entry) -> Result<(), MetaError> {
+        let seal = {
+            let disk = entry.disk();
+            disk.seal.filter(|_| disk.complete)
+        };
+        let mark = self.mark(entry).filter(|mark| seal.is_some_and(|seal| mark_holds(mark, &seal)));
+        let (Some(mark), false) = (mark, self.read_only) else {
+            return Ok(());
+        };
+        let id = entry.id.as_bytes();
+        self.meta.update(false, |view, batch| {
+            // A mark that can't be read is replaced.
+            if !matches!(view.get(Table::Marks, id), Ok(Some(known)) if known == mark.encode()) {
+                batch.put(Table::Marks, id, mark.encode());
+            }
+            Ok(())
+        })
     }
 
     /// Reads a block and verifies it; drops it and gives `None` where that fails.

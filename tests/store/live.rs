@@ -1,0 +1,111 @@
+//! The checker on a store that is in use.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use peersync::store::Store;
+use peersync::store::format::layout::data_path;
+use peersync::types::ObjectId;
+use peersync_fsck::{FsckError, Kind, Mode, Options, Report};
+
+use crate::populated::Populated;
+use crate::util::open;
+
+/// Answers inventories as the daemon does; before each, `meanwhile` happens.
+fn serve(store: Arc<Store>, meanwhile: impl Fn(&Store, Option<&ObjectId>) + Send + 'static) {
+    let listener = UnixListener::bind(store.path().join("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            let request: serde_json::Value = serde_json::from_str(&request).unwrap();
+            assert_eq!(request["op"], "inventory");
+            let object: Option<ObjectId> = request["object"].as_str().map(|s| s.parse().unwrap());
+            meanwhile(&store, object.as_ref());
+            let lines = match &object {
+                Some(object) => store.inventory_object(object),
+                None => store.inventory(),
+            };
+            for line in lines {
+                let mut line = serde_json::to_vec(&line).unwrap();
+                line.push(b'\n');
+                if stream.write_all(&line).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+fn check(path: &Path) -> Result<Report, FsckError> {
+    let options = Options { jobs: 2, ..Options::default() };
+    peersync_fsck::check(path, &options, &peersync_fsck::Quiet)
+}
+
+fn flip(store: &Path, id: &ObjectId, offset: u64) {
+    let path = store.join(data_path(id));
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[!byte[0]], offset).unwrap();
+}
+
+#[test]
+fn data_is_verified_by_the_owners_inventory() {
+    let dir = tempfile::tempdir().unwrap();
+    let populated = Populated::new();
+    let store = Arc::new(open(dir.path()));
+    populated.fill(&store);
+    // In use, and nobody answers.
+    assert!(matches!(check(dir.path()), Err(FsckError::NoInventory { .. })));
+    serve(Arc::clone(&store), |_, _| {});
+    let report = check(dir.path()).unwrap();
+    assert_eq!((report.exit_code(), report.mode), (0, Mode::Live), "{}", report.summary());
+    // Equal index parts are one object.
+    let mut blocks = BTreeSet::new();
+    for content in populated.contents() {
+        let id = content.spec.id();
+        blocks.extend((0..content.spec.block_count()).map(|i| (id, i)));
+    }
+    blocks.retain(|(id, index)| populated.had(id, *index));
+    assert_eq!(report.checked.blocks, blocks.len() as u64);
+    assert!(!report.unchecked.is_empty());
+    let repair = Options { repair: true, jobs: 1 };
+    let refused = peersync_fsck::check(dir.path(), &repair, &peersync_fsck::Quiet);
+    assert!(matches!(refused, Err(FsckError::InUse { .. })));
+    flip(dir.path(), &populated.whole[0].spec.id(), 5000);
+    let report = check(dir.path()).unwrap();
+    assert_eq!(report.exit_code(), 4);
+    assert_eq!(report.counts.keys().collect::<Vec<_>>(), [&Kind::BadBlock]);
+    fs::remove_file(dir.path().join(data_path(&populated.whole[1].spec.id()))).unwrap();
+    let report = check(dir.path()).unwrap();
+    assert!(report.counts.contains_key(&Kind::MissingData), "{}", report.summary());
+}
+
+#[test]
+fn what_the_owner_drops_meanwhile_is_no_finding() {
+    let dir = tempfile::tempdir().unwrap();
+    let populated = Populated::new();
+    let store = Arc::new(open(dir.path()));
+    populated.fill(&store);
+    store.sync().unwrap();
+    flip(dir.path(), &populated.whole[0].spec.id(), 5000);
+    serve(Arc::clone(&store), |store, object| {
+        // When the checker asks again, the owner has found it too.
+        if let Some(object) = object {
+            // Blocks that were put in this session count as verified.
+            let mut bytes = vec![0; 4096];
+            let path = store.path().join(data_path(object));
+            fs::File::open(path).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+            let _ = store.read_block(object, 1);
+        }
+    });
+    let report = check(dir.path()).unwrap();
+    assert_eq!(report.exit_code(), 0, "{}", report.summary());
+}
