@@ -18,6 +18,8 @@ pub mod config;
 #[cfg(feature = "node")]
 pub mod daemon;
 #[cfg(feature = "node")]
+pub mod doctor;
+#[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;
@@ -27,5 +29,7 @@ pub mod fuse;
 pub mod mount;
 #[cfg(feature = "node")]
 pub mod oci;
+#[cfg(feature = "node")]
+pub mod snapshotter;
 #[cfg(feature = "node")]
 pub mod telemetry;

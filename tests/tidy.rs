@@ -35,6 +35,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("fuse", 5),
     ("mount", 6),
     ("snapshotter", 7),
+    ("doctor", 7),
     ("mirror", 7),
     ("admin", 7),
     ("daemon", 8),

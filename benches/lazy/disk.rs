@@ -53,15 +53,20 @@ pub(crate) fn idle() {
     }
     times.sort();
     let owner = peersync.owner().expect("owner");
-    let fresh = memory(owner, "VmRSS");
+    let resident = || {
+        let [all, own, mapped] =
+            ["VmRSS", "RssAnon", "RssFile"].map(|field| mib(memory(owner, field)));
+        format!("{all} ({own} its own, {mapped} mapped files)")
+    };
+    let fresh = resident();
     let walked = last.as_ref().map_or(0, |mount| walk(&mount.path));
     assert!(walked >= NAMES);
     let mut table = Table::new(&["50,000 files", "measured"]);
     table.row(["mount, first sight".into(), seconds(first)]);
     table
         .row(["mount, known (median of 5, with the start of the owner)".into(), seconds(times[2])]);
-    table.row(["resident memory, mounted and idle".into(), mib(fresh)]);
-    table.row(["resident memory after a walk of all".into(), mib(memory(owner, "VmRSS"))]);
+    table.row(["resident memory, mounted and idle".into(), fresh]);
+    table.row(["resident memory after a walk of all".into(), resident()]);
     table.row(["high-water mark".into(), mib(memory(owner, "VmHWM"))]);
     table.print();
 }

@@ -273,6 +273,8 @@ pub enum FailureKind {
     Unreachable,
     /// What came is not what its digest or format says.
     Corrupt,
+    /// Another process owns the store and does not listen.
+    InUse,
     /// Anything else.
     Failed,
 }
@@ -288,7 +290,7 @@ impl FailureKind {
     /// The exit code of a command that fails so.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::InUse => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
             Self::Denied => 4,

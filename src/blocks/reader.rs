@@ -79,7 +79,4 @@ pub trait BlockReader: Send + Sync + 'static {
     /// past the reader (FUSE passthrough). The file is not punched or truncated
     /// while it is open.
     fn backing_file(&self, object: &ObjectId) -> Option<File>;
-
-    /// Bytes of the stretch that are held locally, for `st_blocks`.
-    fn resident_bytes(&self, object: &ObjectId, file: std::ops::Range<u64>) -> u64;
 }

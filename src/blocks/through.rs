@@ -112,10 +112,6 @@ impl BlockReader for ReadThrough {
     fn backing_file(&self, object: &ObjectId) -> Option<File> {
         self.inner.store.backing_file(object)
     }
-
-    fn resident_bytes(&self, object: &ObjectId, file: Range<u64>) -> u64 {
-        self.inner.store.resident_bytes(object, file)
-    }
 }
 
 impl Inner {

@@ -99,6 +99,14 @@ pub(super) enum Command {
     /// `/mnt/peersync/images/<reference>` resolves and mounts that image. Logs go
     /// to standard error; systemd is told when the daemon is ready.
     Daemon,
+    /// Look whether this machine is set up for PeerSync, and say what to do if not.
+    ///
+    /// Exits with 1 if something does not work; warnings do not count.
+    Doctor {
+        /// containerd's configuration.
+        #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+        containerd_config: PathBuf,
+    },
     /// Own the store for as long as something is mounted or asked for.
     #[command(hide = true)]
     Serve,

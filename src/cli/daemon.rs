@@ -15,6 +15,7 @@ pub(super) fn daemon(owner: &Owner) -> Result<(), Exit> {
     runtime.block_on(async {
         let node = Node::open(owner.config.clone(), &owner.store, Role::Daemon).await?;
         node.mount_tree().await?;
+        node.serve_snapshots().await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         node.run().await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

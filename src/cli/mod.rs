@@ -2,6 +2,7 @@
 
 mod args;
 mod daemon;
+mod doctor;
 mod exit;
 mod list;
 mod mount;
@@ -47,6 +48,7 @@ fn run(args: Args) -> Result<(), Exit> {
         }
         Command::Index(IndexCommand::Show { image }) => list::index_show(&owner, &image),
         Command::Daemon => daemon::daemon(&owner),
+        Command::Doctor { containerd_config } => doctor::doctor(&owner, containerd_config),
         Command::Serve => daemon::serve(&owner),
         Command::Completions { .. } => Ok(()),
     }

@@ -4,14 +4,15 @@ use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 
 use super::Exit;
 use super::args::Args;
-use crate::admin::{Client, Event, FailureKind, Request, connect};
+use crate::admin::{Client, ClientError, Event, Failure, FailureKind, Request, connect};
 use crate::config::Config;
 use crate::store::format::layout::OWNER_LOG as LOG;
 
@@ -19,9 +20,12 @@ use crate::store::format::layout::OWNER_LOG as LOG;
 pub(super) const READY: &str = "ready";
 /// A log longer than this is begun anew when an owner starts.
 const LOG_MAX: u64 = 1 << 20;
-/// Starts of an owner before giving up: another command's owner can end
-/// between the look and the connection.
-const STARTS_MAX: u32 = 5;
+/// A request is made to so many owners: one can end, or be killed, between the
+/// look and its first word.
+const OWNERS_MAX: u32 = 5;
+
+/// An owner that starts or ends is through with it after this time.
+const CHANGE_OF_OWNER: Duration = Duration::from_secs(10);
 
 /// The store that a command is about, and how to reach it.
 pub(super) struct Owner {
@@ -62,63 +66,75 @@ impl Owner {
         mut seen: impl FnMut(&Event),
     ) -> Result<Event, Exit> {
         runtime()?.block_on(async {
-            let mut client = Client::request(self.reach().await?, request).await?;
-            loop {
-                let event = client.event().await?;
-                match event {
-                    Event::Failed(failure) => return Err(failure.into()),
-                    event if event.is_last() => return Ok(event),
-                    event => seen(&event),
+            for _ in 1..OWNERS_MAX {
+                let mut heard = false;
+                let mut listen = |event: &Event| {
+                    heard = true;
+                    seen(event);
+                };
+                match self.ask_once(request, &mut listen).await {
+                    Err(Unheard::Gone(_)) if !heard => {}
+                    result => return result.map_err(Exit::from),
                 }
             }
+            self.ask_once(request, &mut seen).await.map_err(Exit::from)
         })
     }
 
+    async fn ask_once(
+        &self,
+        request: &Request,
+        seen: &mut impl FnMut(&Event),
+    ) -> Result<Event, Unheard> {
+        let stream = self.reach().await.map_err(Unheard::Failed)?;
+        let mut client = Client::request(stream, request).await?;
+        loop {
+            match client.event().await? {
+                Event::Failed(failure) => return Err(Unheard::Failed(failure.into())),
+                event if event.is_last() => return Ok(event),
+                event => seen(&event),
+            }
+        }
+    }
+
+    /// Connects to the owner, and starts one where there is none. While another
+    /// process holds the store's lock and does not listen, it is about to: it has
+    /// just started, or ends and lets go of the store.
     async fn reach(&self) -> Result<UnixStream, Exit> {
-        for _ in 0..STARTS_MAX {
+        let deadline = Instant::now() + CHANGE_OF_OWNER;
+        let mut pause = Duration::from_millis(5);
+        loop {
             match connect(&self.store).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if is_absent(&error) => self.start()?,
-                Err(error) => {
+                Err(error) if !is_absent(&error) => {
                     let message =
                         format!("store {}: control socket: {error}", self.store.display());
                     return Err(Exit::new(FailureKind::Failed, message));
                 }
+                Err(_) => {}
+            }
+            match self.start() {
+                Ok(()) => {}
+                // Nothing tells when a process lets go of a lock: look again.
+                Err(failure) if failure.kind == FailureKind::InUse && Instant::now() < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(200));
+                }
+                Err(failure) => return Err(failure.into()),
             }
         }
-        let message = format!(
-            "store {}: its owner ends as soon as it is started; see {}",
-            self.store.display(),
-            self.store.join(LOG).display()
-        );
-        Err(Exit::new(FailureKind::Failed, message))
     }
 
     /// Starts an owner and waits until it listens, or says why it can't.
-    fn start(&self) -> Result<(), Exit> {
+    fn start(&self) -> Result<(), Failure> {
         let failed = |what: &str, error: io::Error| {
-            Exit::new(
-                FailureKind::Failed,
-                format!("store {}: {what}: {error}", self.store.display()),
-            )
+            let message = format!("store {}: {what}: {error}", self.store.display());
+            Failure::new(FailureKind::Failed, message)
         };
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&self.store).map_err(|e| failed("can't be made", e))?;
-        let program = std::env::current_exe().map_err(|e| failed("starting its owner", e))?;
-        let mut command = Command::new(program);
-        command.arg("--store").arg(&self.store).arg("serve");
-        if let Some(config) = &self.config_path {
-            command.arg("--config").arg(config);
-        }
-        command.args(std::iter::repeat_n("-v", self.verbose.max(1).into()));
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(self.log().map_err(|e| failed(LOG, e))?);
-        // A session of its own: Ctrl-C at the terminal is not meant for the owner.
-        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
-        unsafe {
-            command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
-        }
+        let mut command = self.serve().map_err(|e| failed("starting its owner", e))?;
         let mut child = command.spawn().map_err(|e| failed("starting its owner", e))?;
         let mut said = String::new();
         if let Some(stdout) = child.stdout.take() {
@@ -126,25 +142,63 @@ impl Owner {
         }
         match said.trim() {
             READY => Ok(()),
-            "" => Err(Exit::new(
-                FailureKind::Failed,
-                format!("store {0}: its owner did not start; see {0}/{LOG}", self.store.display()),
-            )),
-            message => match serde_json::from_str::<crate::admin::Failure>(message) {
-                // Another command's owner was faster.
-                Ok(failure) if failure.kind == FailureKind::Usage && connectable(&self.store) => {
-                    Ok(())
-                }
-                Ok(failure) => Err(failure.into()),
-                Err(_) => Err(Exit::new(FailureKind::Failed, message)),
-            },
+            said => Err(serde_json::from_str(said).unwrap_or_else(|_| {
+                let message = format!(
+                    "store {0}: its owner did not start; see {0}/{LOG}",
+                    self.store.display()
+                );
+                Failure::new(FailureKind::Failed, message)
+            })),
         }
+    }
+
+    /// The command that becomes the owner.
+    fn serve(&self) -> io::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--store").arg(&self.store).arg("serve");
+        if let Some(config) = &self.config_path {
+            command.arg("--config").arg(config);
+        }
+        command.args(std::iter::repeat_n("-v", self.verbose.max(1).into()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(self.log()?);
+        // A session of its own: Ctrl-C at the terminal is not meant for the owner.
+        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+        unsafe {
+            command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+        }
+        Ok(command)
     }
 
     fn log(&self) -> io::Result<std::fs::File> {
         let path = self.store.join(LOG);
         let long = std::fs::metadata(&path).is_ok_and(|m| m.len() > LOG_MAX);
         OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)
+    }
+}
+
+/// Why a request has no answer.
+enum Unheard {
+    /// The owner went away.
+    Gone(ClientError),
+    /// It said no, or can't be reached.
+    Failed(Exit),
+}
+
+impl From<ClientError> for Unheard {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Version(_) => Self::Failed(error.into()),
+            error => Self::Gone(error),
+        }
+    }
+}
+
+impl From<Unheard> for Exit {
+    fn from(unheard: Unheard) -> Self {
+        match unheard {
+            Unheard::Gone(error) => error.into(),
+            Unheard::Failed(exit) => exit,
+        }
     }
 }
 
@@ -158,10 +212,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
 
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-fn connectable(store: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(store.join(crate::admin::SOCKET)).is_ok()
 }
 
 fn user_store() -> Option<PathBuf> {

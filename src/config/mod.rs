@@ -22,6 +22,7 @@ const KEYS: &[(&str, &[&str])] = &[
         "mount",
         &["path", "resolve_group", "no_progress_timeout", "threads", "stack_depth", "readahead"],
     ),
+    ("snapshotter", &["socket"]),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
 ];
@@ -34,6 +35,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// The file system.
     pub mount: MountConfig,
+    /// The containerd snapshotter.
+    pub snapshotter: SnapshotterConfig,
     /// Registries.
     pub registry: RegistryConfig,
     /// Whom an index is believed from.
@@ -84,6 +87,14 @@ pub struct MountConfig {
     pub stack_depth: u32,
     /// Whether blocks that no reader asked for yet are fetched ahead.
     pub readahead: bool,
+}
+
+/// `[snapshotter]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct SnapshotterConfig {
+    /// Where containerd finds the daemon; empty: nowhere.
+    pub socket: PathBuf,
 }
 
 /// `[registry]`
@@ -138,6 +149,12 @@ impl Default for MountConfig {
             stack_depth: 1,
             readahead: true,
         }
+    }
+}
+
+impl Default for SnapshotterConfig {
+    fn default() -> Self {
+        Self { socket: "/run/peersync/snapshotter.sock".into() }
     }
 }
 
@@ -335,7 +352,7 @@ mod tests {
         let config = parse(
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
-             [registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n",
+             [snapshotter]\nsocket='/x'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n",
         )
         .expect("all keys");
         assert_eq!(config.store.max_size, Some(ByteSize(20 << 30)));

@@ -1,6 +1,7 @@
 //! The node: store, engine, images and mounts, put together.
 
 mod key;
+mod remote;
 mod report;
 mod service;
 
@@ -9,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dashmap::DashSet;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Failure, FailureKind, SOCKET};
@@ -22,6 +25,7 @@ use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
 use crate::mount::{Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
 use crate::oci::registry;
+use crate::snapshotter::{self, Snapshotter, Socket};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
 
@@ -53,8 +57,18 @@ pub struct Node {
     clients_changed: Notify,
     listener: Mutex<Option<UnixListener>>,
     socket: PathBuf,
+    socket_inode: Option<u64>,
+    /// Images that containerd is about to ask for, and that are being prepared.
+    starting: DashSet<String>,
+    snapshots: Mutex<Option<Snapshots>>,
     runtime: Handle,
     started: Instant,
+}
+
+/// The snapshotter while it is served.
+struct Snapshots {
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<()>,
 }
 
 /// Why a node does not start.
@@ -84,7 +98,7 @@ impl NodeError {
     /// caller's matter.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            Self::Store(OpenError::Locked { .. }) => FailureKind::Usage,
+            Self::Store(OpenError::Locked { .. }) => FailureKind::InUse,
             _ => FailureKind::Failed,
         };
         Failure::new(kind, self)
@@ -147,6 +161,9 @@ impl Node {
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),
             listener: Mutex::new(Some(listener)),
+            socket_inode: inode(&socket),
+            starting: DashSet::new(),
+            snapshots: Mutex::default(),
             socket,
             runtime,
             started: Instant::now(),
@@ -170,6 +187,40 @@ impl Node {
         Ok(())
     }
 
+    /// Serves containerd on `snapshotter.socket`. Without it the rest of the node
+    /// is of use all the same: a failure is said and no more.
+    pub async fn serve_snapshots(self: &Arc<Self>) {
+        let socket = self.config.snapshotter.socket.clone();
+        if socket.as_os_str().is_empty() || !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let root = self.store.path().join("snapshotter");
+        let layers = Arc::new(remote::NodeLayers(Arc::downgrade(self)));
+        let opened = tokio::task::spawn_blocking(move || {
+            let socket = Socket::bind(&socket).map_err(|error| error.to_string())?;
+            let snapshotter =
+                Snapshotter::open(&root, layers).map_err(|error| error.to_string())?;
+            Ok::<_, String>((socket, snapshotter))
+        });
+        let (socket, snapshotter) = match opened.await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return error!("containerd is not served: {error}"),
+            Err(error) => return error!("containerd is not served: {error}"),
+        };
+        info!(socket = %socket.path().display(), "containerd is served");
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            if let Err(error) = snapshotter::serve(socket, Arc::new(snapshotter), stopped).await {
+                error!("containerd is not served any more: {error}");
+            }
+        });
+        *self.snapshots.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Snapshots { stop, ended });
+    }
+
     /// Serves until told to end: by a signal, or, where it was started for
     /// others, when nobody needs it any more.
     pub async fn run(self: &Arc<Self>) {
@@ -187,7 +238,15 @@ impl Node {
 
     /// Takes the mounts away and closes the store.
     pub async fn close(&self) {
-        let _ = std::fs::remove_file(&self.socket);
+        // Unless it is another's by now: somebody may have put a new store here.
+        if inode(&self.socket) == self.socket_inode {
+            let _ = std::fs::remove_file(&self.socket);
+        }
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Snapshots { stop, ended }) = snapshots {
+            let _ = stop.send(());
+            let _ = ended.await;
+        }
         let mounts = Arc::clone(&self.mounts);
         let in_use = tokio::task::spawn_blocking(move || mounts.unmount_all()).await;
         for dir in in_use.unwrap_or_default() {
@@ -250,6 +309,11 @@ impl Node {
             }
         }
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|meta| meta.ino())
 }
 
 fn open_store(config: &Config, path: &Path) -> Result<Store, OpenError> {

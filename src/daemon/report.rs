@@ -96,7 +96,7 @@ impl Node {
             diff_id: key.diff_id.to_string(),
             blobs: blobs.iter().map(|(digest, _)| digest.to_string()).collect(),
             compression: format!("{:?}", index.seek().compression()).to_lowercase(),
-            lazy: index.seek().can_enter(),
+            lazy: !index.is_sequential(),
             index: match origin {
                 IndexOrigin::Own => "self",
                 IndexOrigin::Registry => "registry",

@@ -52,8 +52,22 @@ pub(super) struct CutState {
     open: HashMap<u32, Open>,
 }
 
+impl CutState {
+    /// Whether a block that begins at this place of the stream is under way.
+    pub(super) fn has_begun(&self, stream: u64) -> bool {
+        self.open.values().any(|open| open.began == stream && open.data.is_some())
+    }
+
+    /// Bytes of unfinished blocks in it.
+    pub(super) fn bytes(&self) -> usize {
+        self.open.values().filter_map(|open| open.data.as_ref()).map(BytesMut::len).sum()
+    }
+}
+
 struct Open {
     index: u32,
+    /// Where the block's first byte lies in the stream.
+    began: u64,
     /// `None`: the block is let pass.
     data: Option<BytesMut>,
     /// Bytes of the block that are still to come.
@@ -115,7 +129,7 @@ where
             let take = (end - self.position).min(data.len() as u64);
             let (now, rest) = data.split_at(take as usize);
             let offset = stretch.offset + (self.position - stretch.stream);
-            self.content(stretch.object, offset, now, out);
+            self.content(stretch.object, offset, now, self.position, out);
             self.position += take;
             data = rest;
         }
@@ -127,6 +141,7 @@ where
         object: u32,
         mut offset: u64,
         mut data: &[u8],
+        mut stream: u64,
         out: &mut impl FnMut(RawBlock),
     ) {
         let Some(spec) = self.specs.get(object as usize) else {
@@ -141,7 +156,8 @@ where
             if offset == entry.offset {
                 let data = (self.needed)(object, index)
                     .then(|| BytesMut::with_capacity(entry.len as usize));
-                self.open.insert(object, Open { index, data, left: u64::from(entry.len) });
+                let left = u64::from(entry.len);
+                self.open.insert(object, Open { index, began: stream, data, left });
             }
             let take = (end - offset).min(data.len() as u64);
             let (now, rest) = data.split_at(take as usize);
@@ -157,6 +173,7 @@ where
                 }
             }
             offset += take;
+            stream += take;
             data = rest;
         }
     }

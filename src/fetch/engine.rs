@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
 use super::index::{LayerIndex, Located, Locator};
@@ -130,6 +130,10 @@ struct BlobState {
     failures: u32,
     not_before: Option<Instant>,
     last_progress: Instant,
+    /// When a read last gave up, if nothing has come since.
+    stalled: Option<Instant>,
+    /// Told when a read gives up: what is in flight is stuck.
+    stuck: Arc<Notify>,
 }
 
 impl Engine {
@@ -231,6 +235,9 @@ impl Engine {
                 }
                 state.touch(&located.index);
                 for index in missing {
+                    if inner.store.has_block(&object, index) {
+                        continue;
+                    }
                     let place = located.index.place(located.number, index);
                     let key = BlockKey { object, index };
                     if state.queue.add(key, place, class, stream_interest(stream), None)
@@ -361,7 +368,8 @@ impl Inner {
     }
 
     /// Wants blocks (object number, block number) of a layer and waits until
-    /// each has come.
+    /// each has come. What has come to the store meanwhile is not among what
+    /// arrives with its bytes.
     async fn bring(
         self: &Arc<Self>,
         index: &Arc<LayerIndex>,
@@ -371,7 +379,7 @@ impl Inner {
     ) -> Result<(), FetchError> {
         let interest = self.interest();
         let _guard = Interest { inner: self, id: interest };
-        let mut waiting = Vec::with_capacity(blocks.len());
+        let (mut waiting, mut here) = (Vec::with_capacity(blocks.len()), Vec::new());
         {
             let mut state = self.state();
             if state.closed {
@@ -380,6 +388,12 @@ impl Inner {
             state.touch(index);
             for (number, block) in blocks {
                 let Some(object) = index.object(*number) else { continue };
+                // A block is stored before it is delivered, and delivered under this
+                // lock: what is not there now will be told.
+                if self.store.has_block(&object, *block) {
+                    here.push((*number, *block));
+                    continue;
+                }
                 let (sender, receiver) = oneshot::channel();
                 let key = BlockKey { object, index: *block };
                 let place = index.place(*number, *block);
@@ -393,6 +407,9 @@ impl Inner {
             }
         }
         self.pump();
+        if !asked.data {
+            here.into_iter().for_each(|(number, block)| arrived(number, block, Bytes::new()));
+        }
         for (number, block, receiver) in waiting {
             let data = self.wait(receiver, *index.blob(), asked.no_progress).await?;
             arrived(number, block, data);
@@ -421,6 +438,7 @@ impl Inner {
         blob: Digest,
         no_progress: Duration,
     ) -> Result<Bytes, FetchError> {
+        let no_progress = self.patience(&blob, no_progress);
         let mut deadline = tokio::time::Instant::now() + no_progress;
         loop {
             tokio::select! {
@@ -429,17 +447,33 @@ impl Inner {
                     let last = self.state().blobs.get(&blob).map(|b| b.last_progress);
                     match last.map(|last| tokio::time::Instant::from_std(last + no_progress)) {
                         Some(later) if later > tokio::time::Instant::now() => deadline = later,
-                        _ => return Err(FetchError::NoProgress(no_progress)),
+                        _ => {
+                            if let Some(blob) = self.state().blobs.get_mut(&blob) {
+                                blob.stalled = Some(Instant::now());
+                                blob.stuck.notify_waiters();
+                            }
+                            return Err(FetchError::NoProgress(no_progress));
+                        }
                     }
                 }
             }
         }
     }
 
+    /// How long a read waits without progress: less, if another one has just
+    /// waited in vain. The kernel tries a failed read again at once.
+    fn patience(&self, blob: &Digest, no_progress: Duration) -> Duration {
+        let stalled = self.state().blobs.get(blob).and_then(|blob| blob.stalled);
+        match stalled {
+            Some(at) if at.elapsed() < no_progress => no_progress / 6,
+            _ => no_progress,
+        }
+    }
+
     /// Starts as many runs as the limits allow.
     fn pump(self: &Arc<Self>) {
         loop {
-            let (run, index) = {
+            let (run, index, stuck) = {
                 let mut guard = self.state();
                 let state = &mut *guard;
                 let (now, blobs) = (Instant::now(), &state.blobs);
@@ -450,15 +484,14 @@ impl Inner {
                     blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index))
                 };
                 let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
-                let Some(blob) = state.blobs.get_mut(&run.blob) else { return };
-                blob.last_progress = now;
-                (run, Arc::clone(&blob.index))
+                let Some(blob) = state.blobs.get(&run.blob) else { return };
+                (run, Arc::clone(&blob.index), Arc::clone(&blob.stuck))
             };
-            self.handle.spawn(Arc::clone(self).run(run, index));
+            self.handle.spawn(Arc::clone(self).run(run, index, stuck));
         }
     }
 
-    async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>) {
+    async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>, stuck: Arc<Notify>) {
         debug!(blob = %run.blob, stream = ?run.stream, class = ?run.class, "run");
         let whole = self.source.is_sequential(&index);
         let sink = Arc::new(RunSink {
@@ -467,7 +500,10 @@ impl Inner {
             run: run.id,
             whole,
         });
-        let result = self.source.fetch(index, run.stream, sink).await;
+        let result = tokio::select! {
+            result = self.source.fetch(index, run.stream, sink) => result,
+            () = stuck.notified() => Err(SourceError::Transient("nothing comes any more".into())),
+        };
         let mut failed = Vec::new();
         let mut retry = None;
         {
@@ -506,6 +542,8 @@ impl State {
             failures: 0,
             not_before: None,
             last_progress: Instant::now(),
+            stalled: None,
+            stuck: Arc::default(),
         });
     }
 }
@@ -535,6 +573,7 @@ impl BlockSink for RunSink {
         state.queue.progress(self.run, position);
         if let Some(blob) = state.blobs.get_mut(self.index.blob()) {
             blob.last_progress = Instant::now();
+            blob.stalled = None;
         }
         // What can only be read from its start is read to its end once begun.
         if state.closed || (!self.whole && !state.queue.is_wanted(self.run)) {

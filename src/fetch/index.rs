@@ -18,6 +18,9 @@ use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec};
 
 /// Most indexes kept in memory; of a 1 GiB layer one takes some MiB.
 const CACHED_MAX: usize = 128;
+/// A stretch of a stream that is read through without regret: what lies between
+/// two points of a gzip layer.
+const SPAN: u64 = 4 << 20;
 /// What an estimated range reads beyond the estimate, in bytes.
 const SPARE: u64 = 32 << 10;
 
@@ -73,6 +76,14 @@ impl LayerIndex {
     /// Length of the uncompressed stream in bytes.
     pub fn stream_length(&self) -> u64 {
         self.seek.stream_length()
+    }
+
+    /// Whether a registry can only be read through the layer from its start: one
+    /// zstd frame that is longer than a span.
+    pub fn is_sequential(&self) -> bool {
+        self.seek.compression() == Compression::Zstd
+            && self.seek.points().len() < 2
+            && self.stream_length() > SPAN
     }
 
     /// Bytes of all objects.

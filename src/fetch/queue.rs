@@ -230,7 +230,7 @@ impl<W> WantQueue<W> {
             .map(|((class, _), key)| (*class, *key))?;
         let blob = self.wants[&first].place.blob;
         let limit = if class <= Class::Sequential { RUN_READER } else { RUN_BULK };
-        let (keys, mut stream) = self.gather(first, limit);
+        let (keys, mut stream) = self.gather(first, class, limit);
         if whole(&blob) {
             stream = 0..u64::MAX;
         }
@@ -308,11 +308,16 @@ impl<W> WantQueue<W> {
     /// same span before it: a run of its own would read the same bytes again.
     fn is_coming(&self, place: &Place, class: Class) -> bool {
         self.flights.values().any(|flight| {
-            let passes = flight.blob == place.blob
-                && flight.position <= place.stream.start
-                && place.entry < flight.end;
+            // A run reads somewhat beyond its end.
+            let ahead = flight.position <= place.stream.start || flight.end <= place.stream.start;
+            let passes =
+                flight.blob == place.blob && ahead && place.entry < flight.end.max(flight.position);
             let until = place.stream.end.min(flight.end).saturating_sub(flight.position);
-            let patience = if flight.class <= class { RUN_READER } else { DUPLICATE_DISTANCE };
+            let patience = match flight.class {
+                Class::Urgent | Class::Sequential => RUN_READER,
+                bulk if bulk <= class => RUN_BULK,
+                _ => DUPLICATE_DISTANCE,
+            };
             passes && until <= patience
         })
     }
@@ -337,17 +342,31 @@ impl<W> WantQueue<W> {
 
     /// Collects the queued wants around `first` in stream order that one run
     /// shall bring, and the stretch they cover.
-    fn gather(&self, first: BlockKey, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
+    fn gather(&self, first: BlockKey, class: Class, limit: u64) -> (Vec<BlockKey>, Range<u64>) {
         let place = &self.wants[&first].place;
         let mut stream = place.stream.clone();
         let mut keys = vec![first];
         let here = (place.blob, place.stream.start, first);
+        // Where the run can end so that what follows need not read a part of the
+        // same span again: number of keys, and end.
+        let mut seam = None;
         for (blob, _, key) in self.by_place.range(here..).skip(1) {
             let next = &self.wants[key].place;
             // Entering anew would read from `entry` on anyway.
             let near = next.stream.start <= stream.end + GAP || next.entry < stream.end;
+            if *blob != place.blob || !near || self.is_coming(next, class) {
+                break;
+            }
+            let last = keys.last().map_or(0, |last| self.wants[last].place.stream.start);
+            if next.entry > last {
+                seam = Some((keys.len(), stream.end));
+            }
             let end = stream.end.max(next.stream.end);
-            if *blob != place.blob || !near || end - stream.start > limit {
+            if end - stream.start > limit {
+                if let Some((count, end)) = seam {
+                    keys.truncate(count);
+                    stream.end = end;
+                }
                 break;
             }
             stream.end = end;
@@ -357,7 +376,8 @@ impl<W> WantQueue<W> {
         for (blob, start, key) in self.by_place.range(..here).rev() {
             let before = &self.wants[key].place;
             let near = before.stream.end + GAP >= stream.start || *start >= place.entry;
-            if *blob != place.blob || !near || stream.end - *start > limit {
+            let too_long = stream.end - *start > limit;
+            if *blob != place.blob || !near || too_long || self.is_coming(before, class) {
                 break;
             }
             stream.start = *start;

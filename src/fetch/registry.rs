@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::assemble::{Assembler, CutState, RawBlock};
 use super::index::LayerIndex;
@@ -45,22 +46,28 @@ pub struct RegistrySource {
 #[derive(Default)]
 struct Parked(Mutex<VecDeque<(Digest, Stopped)>>);
 
-/// Where a decoder stopped: the decoder, and the next byte of the blob.
+/// Where a decoder stopped: the decoder, the next byte of the blob, and the
+/// blocks of which it has passed a part.
 struct Stopped {
     span: SpanDecoder,
     blob: u64,
+    cut: CutState,
 }
 
 /// Most decoders kept: one holds about 80 KiB.
 const PARKED_MAX: usize = 64;
+/// Most bytes of unfinished blocks kept with them.
+const PARKED_BYTES_MAX: usize = 16 << 20;
 
 impl Parked {
     fn park(&self, blob: Digest, stopped: Stopped) {
         let mut parked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if parked.len() == PARKED_MAX {
-            parked.pop_front();
-        }
         parked.push_back((blob, stopped));
+        let mut bytes: usize = parked.iter().map(|(_, stopped)| stopped.cut.bytes()).sum();
+        while parked.len() > PARKED_MAX || bytes > PARKED_BYTES_MAX {
+            let Some((_, oldest)) = parked.pop_front() else { break };
+            bytes -= oldest.cut.bytes();
+        }
     }
 
     /// The decoder that stopped last before a place in the stream, if it is
@@ -71,7 +78,8 @@ impl Parked {
         let (index, _) = parked
             .iter()
             .enumerate()
-            .filter(|(_, (of, s))| of == blob && at(s) > point && at(s) <= stream)
+            .filter(|(_, (of, s))| of == blob && at(s) > point)
+            .filter(|(_, (_, s))| at(s) <= stream || s.cut.has_begun(stream))
             .max_by_key(|(_, (_, s))| at(s))?;
         parked.remove(index).map(|(_, stopped)| stopped)
     }
@@ -119,7 +127,7 @@ impl BlockSource for Registries {
     }
 
     fn is_sequential(&self, index: &LayerIndex) -> bool {
-        !index.seek().can_enter() || self.0.no_ranges().contains(index.blob())
+        index.is_sequential() || self.0.no_ranges().contains(index.blob())
     }
 }
 
@@ -148,6 +156,7 @@ impl RunIn<'_> {
             let whole = from == 0 && to == self.index.seek().blob_length();
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
+            debug!(%blob, ?range, stream = ?stream, at = decoder.span.stream_offset(), "request");
             let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
                 // The answer begins at the blob's start: so does the decoder. All
@@ -159,14 +168,21 @@ impl RunIn<'_> {
             }
             decoder = decoder.take(answer, to, &self.source.counters).await?;
             if decoder.done {
-                if self.index.seek().compression() == Compression::Gzip
-                    && decoder.span.remaining() > 0
-                {
-                    let stopped = Stopped { blob: decoder.blob.start, span: decoder.span };
-                    self.source.parked.park(*blob, stopped);
-                }
+                self.park(decoder);
                 return Ok(());
             }
+        }
+    }
+
+    /// Keeps a decoder that can be gone on with. A zstd decoder is not kept: its
+    /// window can take 128 MiB.
+    fn park(&self, decoder: Decoder) {
+        if let Some(cut) = decoder.cut
+            && self.index.seek().compression() == Compression::Gzip
+            && decoder.span.remaining() > 0
+        {
+            let stopped = Stopped { blob: decoder.blob.start, span: decoder.span, cut };
+            self.source.parked.park(*self.index.blob(), stopped);
         }
     }
 
@@ -180,18 +196,18 @@ impl RunIn<'_> {
             span.stream.end = seek.stream_length();
         }
         let parked = &self.source.parked;
-        let (decoder, start) = match parked.take(self.index.blob(), span.stream.start, stream.start)
-        {
-            Some(Stopped { span: mut decoder, blob }) => {
+        let stopped = parked.take(self.index.blob(), span.stream.start, stream.start);
+        let (decoder, start, cut) = match stopped {
+            Some(Stopped { span: mut decoder, blob, cut }) => {
                 decoder.extend(span.stream.end);
-                (decoder, blob)
+                (decoder, blob, Some(cut))
             }
-            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start),
+            None => (SpanDecoder::new(seek, &span).map_err(corrupt)?, span.blob.start, None),
         };
         let decoder = Decoder {
             index: Arc::clone(self.index),
             sink: Arc::clone(self.sink),
-            cut: None,
+            cut,
             span: decoder,
             blob: start..span.blob.end,
             end,
@@ -278,6 +294,7 @@ impl Decoder {
                 if !wanted && !self.done {
                     self.done = true;
                     self.blob.start += (before - chunk.len()) as u64;
+                    self.cut = Some(cut.pause());
                     return Ok(self);
                 }
             }

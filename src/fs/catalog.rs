@@ -166,7 +166,7 @@ pub trait Catalog: Send + Sync + 'static {
     /// What `statfs` shows.
     fn usage(&self) -> Usage;
 
-    /// A read failed.
+    /// A read failed: to be logged, and shown in `.peersync/`.
     fn read_failed(&self, failure: ReadFailure) {
         let _ = failure;
     }

@@ -39,9 +39,11 @@ impl Chain {
         self.layers().tree(position)
     }
 
-    /// About how many bytes it takes in memory, its trees apart.
+    /// About how many bytes it takes in memory, its trees apart. What is found
+    /// out later is allowed for.
     pub(super) fn weight(&self) -> usize {
-        size_of::<Self>() + 16 * self.view.layers.len()
+        const LATER: usize = 16 << 10;
+        LATER + size_of::<Self>() + 16 * self.view.layers.len()
     }
 
     pub(super) fn root(&self) -> &Arc<Directory> {

@@ -11,6 +11,9 @@ pub enum FsError {
     /// There is no such name.
     #[error("no such name")]
     NotFound,
+    /// No name is that long.
+    #[error("the name is longer than 255 bytes")]
+    NameTooLong,
     /// The number stands for nothing that this node knows (any more).
     #[error("the node is not known here")]
     Stale,

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
-use tracing::warn;
 
 use super::catalog::{LayerView, ReadFailure};
 use super::error::FsError;
@@ -161,7 +160,7 @@ impl FileSystem {
     /// `buf` is cleared first.
     ///
     /// # Errors
-    /// [`FsError::Read`], logged with the file's path.
+    /// [`FsError::Read`]; the catalog is told which file it was.
     pub fn read(
         self: &Arc<Self>,
         file: &Arc<OpenFile>,
@@ -285,13 +284,12 @@ impl FileSystem {
         }))
     }
 
-    /// Says where it can be seen that a read failed.
+    /// Tells the catalog, which writes the log and the status files.
     fn failed(&self, file: &OpenFile, offset: u64, len: u32, error: ReadError) -> ReadError {
         if let Content::Layer(file) = &file.content {
             let path = file_path(&file.layer.tree, file.ix);
             let path = String::from_utf8_lossy(&path).into_owned();
             let layer = file.layer.name.clone();
-            warn!(%layer, %path, offset, len, %error, "read failed");
             self.catalog.read_failed(ReadFailure {
                 layer,
                 path,

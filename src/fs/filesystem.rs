@@ -83,6 +83,9 @@ const CHAINS_WEIGHT: usize = 4 << 20;
 /// image take 2 MiB.
 const DIRECTORIES_WEIGHT: usize = 12 << 20;
 
+/// Longest name of a directory entry, in bytes, as `statfs` says.
+const NAME_MAX: usize = 255;
+
 /// Entries of a listing before its own: `.` and `..`.
 const DOTS: u64 = 2;
 
@@ -129,13 +132,17 @@ impl FileSystem {
     /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// [`FsError::NotDirectory`], [`FsError::Stale`]. An absent name is no error.
+    /// [`FsError::NotDirectory`], [`FsError::Stale`], [`FsError::NameTooLong`]. An
+    /// absent name is no error.
     pub fn lookup(
         self: &Arc<Self>,
         caller: &Caller<'_>,
         parent: NodeId,
         name: &[u8],
     ) -> Result<Lookup, FsError> {
+        if name.len() > NAME_MAX {
+            return Err(FsError::NameTooLong);
+        }
         let found = match self.resolve(parent)? {
             Resolved::Layer(layer, ix, _) => {
                 if layer.tree.kind(ix) != Some(NodeKind::Directory) {

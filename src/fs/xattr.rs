@@ -20,6 +20,9 @@ impl FileSystem {
             return Ok(OPAQUE_VALUE.to_vec());
         }
         let (tree, ix) = xattr_source(&resolved).ok_or(FsError::NoAttribute)?;
+        if is_overlays(name) {
+            return Err(FsError::NoAttribute);
+        }
         let value = tree.xattrs(ix).find(|(own, _)| *own == name);
         value.map(|(_, value)| value.to_vec()).ok_or(FsError::NoAttribute)
     }
@@ -34,7 +37,8 @@ impl FileSystem {
         let resolved = self.resolve(id)?;
         let own = xattr_source(&resolved)
             .into_iter()
-            .flat_map(|(tree, ix)| tree.xattrs(ix).map(|(name, _)| name));
+            .flat_map(|(tree, ix)| tree.xattrs(ix).map(|(name, _)| name))
+            .filter(|name| !is_overlays(name));
         let opaque = self.opaque_names(&resolved).iter().copied();
         let mut names = Vec::new();
         for name in opaque.chain(own) {
@@ -59,6 +63,13 @@ impl FileSystem {
             _ => &[],
         }
     }
+}
+
+/// Whether overlayfs takes the attribute for its own. One that stands in an image
+/// would redirect or hide what an overlay on the mount shows. Our own builder
+/// drops them; a tree that came from elsewhere may not have been made by it.
+fn is_overlays(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
 fn xattr_source(resolved: &Resolved) -> Option<(&Tree, NodeIx)> {

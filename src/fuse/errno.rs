@@ -9,6 +9,7 @@ use crate::fs::{FsError, ResolveError};
 pub(super) fn errno(error: &FsError) -> Errno {
     match error {
         FsError::NotFound | FsError::Resolve(ResolveError::NotFound) => Errno::ENOENT,
+        FsError::NameTooLong => Errno::ENAMETOOLONG,
         FsError::Stale => Errno::ESTALE,
         FsError::NotDirectory => Errno::ENOTDIR,
         FsError::IsDirectory => Errno::EISDIR,

@@ -1,7 +1,7 @@
 //! Mounting and unmounting: by system call as root, through `fusermount3`
 //! otherwise.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +12,9 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use tracing::warn;
+
+use super::mountinfo;
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
@@ -38,8 +41,9 @@ pub struct MountOptions {
     /// Threads that take requests, at least 1.
     pub threads: usize,
     /// How far the kernel reads ahead in files that are not passed through, in
-    /// KiB; `None`: as it likes (128). Needs root. It is also how much the
-    /// kernel reads around a fault in a mapped file.
+    /// KiB; `None`: as it likes (128). Needs root. The kernel also reads as much
+    /// around each fault in a mapped file, so more of it fetches more that nobody
+    /// asked for; and neither 256 nor 1024 reads faster (`benches/fs.rs`).
     pub read_ahead_kib: Option<u32>,
 }
 
@@ -56,13 +60,10 @@ impl MountOptions {
             dev: false,
             stack_depth: u32::from(root),
             threads: cores.clamp(2, 4),
-            read_ahead_kib: root.then_some(READ_AHEAD_KIB),
+            read_ahead_kib: None,
         }
     }
 }
-
-/// See [`MountOptions::read_ahead_kib`].
-const READ_AHEAD_KIB: u32 = 256;
 
 /// Why a file system was not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,9 @@ pub enum MountError {
         /// Why.
         error: io::Error,
     },
+    /// There is a mount of ours there, and it is alive.
+    #[error("{}: something is mounted there already", .0.display())]
+    AlreadyMounted(PathBuf),
     /// There is no FUSE here.
     #[error("{DEVICE}: {0} (is the fuse module loaded?)")]
     Device(io::Error),
@@ -150,7 +154,7 @@ pub(super) fn mount_at(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mo
     if options.allow_other {
         data.push_str(",allow_other");
     }
-    let kind = format!("fuse.{SUBTYPE}");
+    let kind = kind();
     let source = options.source.as_str();
     nix::mount::mount(Some(source), dir, Some(kind.as_str()), flags, Some(data.as_str()))
         .map_err(|errno| MountError::Kernel { dir: dir.to_owned(), error: errno.into() })?;
@@ -264,17 +268,59 @@ fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace(',', "\\,")
 }
 
-/// A mount point as the kernel will name it: absolute, without links.
+/// A mount point as the kernel will name it: absolute, without links. What a
+/// daemon left there that died is cleared away.
 pub(super) fn canonical(dir: &Path) -> Result<PathBuf, MountError> {
     let fail = |error| MountError::MountPoint { dir: dir.to_owned(), error };
-    let dir = dir.canonicalize().map_err(fail)?;
-    if !dir.is_dir() {
-        return Err(MountError::MountPoint {
-            dir,
-            error: io::Error::from(io::ErrorKind::NotADirectory),
-        });
+    let canonical = match dir.canonicalize() {
+        Err(error) if is_dead(&error) => without_last(dir),
+        result => result,
     }
-    Ok(dir)
+    .map_err(fail)?;
+    clear_dead(&canonical)?;
+    if !fs::metadata(&canonical).map_err(fail)?.is_dir() {
+        return Err(fail(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(canonical)
+}
+
+/// What the kernel says of a mount whose daemon is gone.
+fn is_dead(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOTCONN as i32)
+}
+
+/// A path whose last component can't be looked at.
+fn without_last(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(name))
+}
+
+/// Takes away mounts of ours that nobody serves any more. Processes that still
+/// stand in one get errors, as they have since its daemon died.
+fn clear_dead(dir: &Path) -> Result<(), MountError> {
+    // As many as somebody may have put on top of each other.
+    while let Ok(Some(mount)) = mountinfo::mount_at(dir) {
+        if mount.kind != kind() {
+            break;
+        }
+        // Unlike attributes, this is never answered from the kernel's memory.
+        match nix::sys::statvfs::statvfs(dir) {
+            Err(Errno::ENOTCONN) => (),
+            _ => return Err(MountError::AlreadyMounted(dir.to_owned())),
+        }
+        if let Err(error) = unmount_at(dir, true) {
+            warn!("{error}");
+            break;
+        }
+        warn!(dir = %dir.display(), "cleared away a mount whose daemon has died");
+    }
+    Ok(())
+}
+
+/// The type of our mounts.
+fn kind() -> String {
+    format!("fuse.{SUBTYPE}")
 }
 
 #[cfg(test)]

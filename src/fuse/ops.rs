@@ -24,8 +24,8 @@ use super::errno::errno;
 use super::session::SessionStats;
 use super::wait::{Waited, Waits};
 use crate::fs::{
-    Caller, DirEntry, Entry, FileSystem, FsError, Lookup, NodeId, OpenFile, OpenMode, OpenModes,
-    Read, SeekTo,
+    Attr, Caller, DirEntry, Entry, FileSystem, FsError, Kind, Lookup, NodeId, OpenFile, OpenMode,
+    OpenModes, Read, SeekTo, Timestamp, Validity,
 };
 
 /// Largest read that the kernel sends, in bytes.
@@ -187,10 +187,10 @@ impl Filesystem for Adapter {
         let caller = Caller { uid: request.uid(), in_group: &in_group };
         match self.fs().lookup(&caller, node_id(parent), name.as_bytes()) {
             Ok(Lookup::Found(entry)) => reply_entry(reply, &entry),
-            Ok(Lookup::Absent(crate::fs::Validity::None)) => reply.error(Errno::ENOENT),
+            Ok(Lookup::Absent(Validity::None)) => reply.error(Errno::ENOENT),
             Ok(Lookup::Absent(valid)) => {
                 // Node 0 is the kernel's word for "no such name, and remember it".
-                let nobody = crate::fs::Attr { id: NodeId::from_raw(0), ..NOBODY };
+                let nobody = Attr { id: NodeId::from_raw(0), ..NOBODY };
                 let valid = valid.duration();
                 reply.entry_with_ttls(&valid, &valid, &file_attr(&nobody), GENERATION);
             }
@@ -354,10 +354,7 @@ impl Filesystem for Adapter {
             // The kernel takes no attributes from `.` and `..`.
             let (attr, valid) = match entry.entry {
                 Some(known) => (known.attr, known.name_valid.min(known.attr_valid)),
-                None => (
-                    crate::fs::Attr { id: entry.id, kind: entry.kind, ..NOBODY },
-                    crate::fs::Validity::None,
-                ),
+                None => (Attr { id: entry.id, kind: entry.kind, ..NOBODY }, Validity::None),
             };
             reply.add(
                 INodeNo(entry.id.raw()),
@@ -537,9 +534,9 @@ impl Filesystem for Adapter {
 }
 
 /// Attributes that stand where nobody looks at them.
-const NOBODY: crate::fs::Attr = crate::fs::Attr {
+const NOBODY: Attr = Attr {
     id: NodeId::ROOT,
-    kind: crate::fs::Kind::Directory,
+    kind: Kind::Directory,
     mode: 0,
     nlink: 0,
     uid: 0,
@@ -547,7 +544,7 @@ const NOBODY: crate::fs::Attr = crate::fs::Attr {
     rdev: (0, 0),
     size: 0,
     blocks: 0,
-    mtime: crate::fs::Timestamp { seconds: 0, nanos: 0 },
+    mtime: Timestamp { seconds: 0, nanos: 0 },
 };
 
 fn node_id(node: INodeNo) -> NodeId {

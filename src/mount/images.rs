@@ -332,7 +332,8 @@ impl Images {
         drop(ticket);
         if layer.diff_id.is_some_and(|diff_id| diff_id != key.diff_id) {
             let message = format!(
-                "layer {}: its content has the digest {}, the image says otherwise",
+                "layer {}: its content has the diffID {}, which is not what the image's \
+                 configuration says",
                 layer.digest, key.diff_id
             );
             return Err(ImageError::Corrupt(message));
@@ -347,7 +348,7 @@ impl Images {
         told: &Told<'_>,
     ) -> Result<(), ImageError> {
         if let Some(index) = self.engine.layer(layer.digest).await?
-            && !index.seek().can_enter()
+            && index.is_sequential()
         {
             told(format!(
                 "layer {} is one single zstd frame: a registry can only be read through it from \

@@ -114,7 +114,7 @@ pub enum DocumentError {
         diff_ids: usize,
     },
     /// No image for the wanted platform.
-    #[error("there is no image for {wanted}; there are: {offered}")]
+    #[error("there is no image for the platform {wanted}; there are: {offered}")]
     NoPlatform {
         /// The platform that was asked for.
         wanted: String,

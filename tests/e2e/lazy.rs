@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::harness::indexed::{IMAGE, lazy_image};
 use crate::harness::layout::{Compression, Layout, layer_bytes, layer_streams};
-use crate::harness::line::Line;
+use crate::harness::line::{Conditions, Line};
 use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
 use crate::harness::tree::Tree;
@@ -99,7 +99,11 @@ fn first_bytes_of_a_large_file(how: Compression) -> (u64, u64) {
     let line = Line::to(registry.address);
     let peersync = Peersync::new();
     let image = format!("{}/test/large:v1", line.address);
-    let mount = peersync.mount(&image, &["--index", "require"]);
+    // Speculative classes off: what this one read costs.
+    let config = peersync.path("config.toml");
+    fs::write(&config, "[mount]\nreadahead = false\n").expect("configuration");
+    let config = config.display().to_string();
+    let mount = peersync.mount(&image, &["--config", &config, "--index", "require"]);
     let before = line.down();
     let mut bytes = [0; 4096];
     let file = File::open(mount.join("large")).expect("large file");
@@ -205,7 +209,9 @@ fn a_first_pass_that_a_crash_interrupts_goes_on_where_it_was() {
     registry.push(&layout.dir, "v1", "test/large:v1");
     let whole = layer_bytes(&layout.dir, "v1");
 
-    let line = Line::to(registry.address);
+    // Slow enough for checkpoints, which come every second or so.
+    let conditions = Conditions { rate: Some(12_500_000), ..Conditions::default() };
+    let line = Line::shaped(registry.address, conditions);
     let image = format!("{}/test/large:v1", line.address);
     let peersync = Peersync::new();
     let half = whole / 2;

@@ -92,13 +92,15 @@ fn a_registry_that_is_gone_is_an_error_in_the_end() {
     let indexed = lazy_image();
     let (line, image) = indexed.line();
     let peersync = Peersync::new();
-    std::fs::create_dir_all(peersync.store()).expect("store");
-    let mount = peersync.mount(&image, &["--index", "require"]);
+    let config = peersync.path("config.toml");
+    std::fs::write(&config, "[mount]\nno_progress_timeout = 3\n").expect("configuration");
+    let config = config.display().to_string();
+    let mount = peersync.mount(&image, &["--config", &config, "--index", "require"]);
     line.cut_at(0);
     let file = mount.join("models/model.safetensors");
     let reader = Running::start(Command::new("cat").arg(&file));
-    // The no-progress time is 60 s; an answer that nothing will come may be sooner.
-    let output = reader.finish(Duration::from_secs(90));
+    // The kernel may ask a second time, page by page, after its readahead failed.
+    let output = reader.finish(Duration::from_secs(20));
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("Input/output error"), "{said}");
@@ -107,4 +109,22 @@ fn a_registry_that_is_gone_is_an_error_in_the_end() {
     line.mend();
     let whole = crate::harness::output(Command::new("cat").arg(&file));
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+}
+
+#[test]
+fn a_line_that_stalls_is_an_error_in_the_end_and_says_so_in_the_status() {
+    needs_mounts!();
+    let indexed = lazy_image();
+    let (line, image) = indexed.line();
+    let peersync = Peersync::new();
+    let config = peersync.path("config.toml");
+    std::fs::write(&config, "[mount]\nno_progress_timeout = 3\n").expect("configuration");
+    let config = config.display().to_string();
+    let mount = peersync.mount(&image, &["--config", &config, "--index", "require"]);
+    line.stall();
+    let reader = Running::start(Command::new("cat").arg(mount.join("models/model.safetensors")));
+    let output = reader.finish(Duration::from_secs(20));
+    assert!(!output.status.success() && output.stdout.is_empty());
+    let failed = peersync.status()["counters"]["reads_failed"].as_u64();
+    assert!(failed.is_some_and(|failed| failed > 0), "{failed:?}");
 }

@@ -24,6 +24,7 @@ fn child() {
         "direct" => direct(&path),
         "user" => unprivileged::as_user(&path),
         "cycles" => crate::lifecycle::cycles(),
+        "die" => crate::lifecycle::die(&path),
         other => panic!("what is {other}?"),
     }
 }

@@ -354,10 +354,6 @@ impl BlockReader for MemoryReader {
         let path = lock(&object.backing).clone()?;
         File::open(path).ok()
     }
-
-    fn resident_bytes(&self, _: &ObjectId, file: Range<u64>) -> u64 {
-        file.end - file.start
-    }
 }
 
 // ---------------------------------------------------------------- catalog

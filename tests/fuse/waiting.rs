@@ -197,3 +197,28 @@ fn what_a_registry_says_becomes_an_errno() {
     assert_eq!(errno(std::fs::metadata(Path::new(&mounted.point().join("images/.git")))), 2);
     assert_eq!(mounted.catalog.resolved(), asked);
 }
+
+#[test]
+fn a_read_over_data_and_holes_that_waits_gives_all_of_it() {
+    if !can_mount() {
+        return;
+    }
+    let large = vec![9; 300 << 10];
+    let parts: [(u64, &[u8]); 3] = [(10, b"one"), (5_000, b"two"), (100_000, &large)];
+    let mounted = Mounted::new(&[&[Item::sparse("sparse", 500_000, &parts)]]);
+    mounted.reader.set(None, &State::Held);
+    let path = mounted.chain("sparse");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    while mounted.reader.misses.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    mounted.reader.set(None, &State::Resident);
+    let data = reader.join().expect("no panic").expect("the bytes");
+    let mut expected = vec![0; 500_000];
+    for (offset, bytes) in parts {
+        let at = offset as usize;
+        expected[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    assert_eq!(data.len(), expected.len());
+    assert!(data == expected);
+}

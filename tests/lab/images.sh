@@ -63,7 +63,7 @@ make_small() {
 
     mkdir -p model/models
     python3 "$here/model.py" model/models/model.safetensors 24
-    tar -C model --numeric-owner --owner=0 --group=0 --sort=name -cf model.tar models
+    tar -C model --blocking-factor=1 --numeric-owner --owner=0 --group=0 --sort=name -cf model.tar models
 
     layout oci
     image oci v1 base.tar python.tar model.tar
@@ -91,10 +91,12 @@ members() {
         done
 }
 
+# Image builders end an archive with two blocks of zeros and no more; the writer of
+# zstd:chunked loses what comes after them, and with it the diffID.
 archive() { # LIST TAR [MORE ARGUMENTS OF TAR]
     local list=$1 out=$2
     shift 2
-    tar -C / --no-recursion --numeric-owner --xattrs --xattrs-include='*' --format=posix \
+    tar -C / --blocking-factor=1 --no-recursion --numeric-owner --xattrs --xattrs-include='*' --format=posix \
         --pax-option=delete=atime,delete=ctime --files-from="$list" -cf "$out" "$@"
 }
 

@@ -267,7 +267,7 @@ fn a_first_pass_goes_on_from_its_last_checkpoint() {
         staging.put(Stream::File(0), offset, &content.block(index)).unwrap();
     }
     let other = Content::random(8, 4096, 12_001);
-    assert!(staging.promote(&[(Stream::File(0), other.spec.clone())]).is_err());
+    assert!(staging.promote(&[(Stream::File(0), other.spec)]).is_err());
     let ids = staging.promote(&[(Stream::File(0), content.spec.clone())]).unwrap();
     assert_eq!(ids, [content.spec.id()] as [ObjectId; 1]);
     assert_eq!(staging.promoted(Stream::File(0)), Some(ids[0]));

@@ -298,10 +298,8 @@ impl World {
                 let done = store.sync().is_ok();
                 model.synced(done);
             }
-            Op::Document(n) => {
-                if store.put_document(&Digest::of(&[*n]), &[*n]).is_ok() {
-                    model.pending.push(op.clone());
-                }
+            Op::Document(n) if store.put_document(&Digest::of(&[*n]), &[*n]).is_ok() => {
+                model.pending.push(op.clone());
             }
             Op::Name(n) => {
                 if let Ok(slot) = store.name_slot(&n.to_string()) {

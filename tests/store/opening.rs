@@ -74,7 +74,7 @@ fn a_database_that_is_missing_or_damaged_is_named() {
     let error = Store::open(dir.path(), options()).unwrap_err();
     assert!(matches!(error, OpenError::DatabaseMissing(_)), "{error}");
     for len in [0, 100, 5000] {
-        fs::write(&meta, &vec![9; len]).unwrap();
+        fs::write(&meta, vec![9; len]).unwrap();
         let error = Store::open(dir.path(), options()).unwrap_err();
         assert!(matches!(error, OpenError::DatabaseDamaged { .. }), "{len}: {error}");
     }

@@ -82,7 +82,7 @@ impl Populated {
 
     /// Whether the block was put into the store.
     pub fn had(&self, id: &ObjectId, index: u32) -> bool {
-        *id != self.half.spec.id() || index % 2 == 0
+        *id != self.half.spec.id() || index.is_multiple_of(2)
     }
 
     /// Reads everything. Never a wrong byte; `lacks` is told what is not there.

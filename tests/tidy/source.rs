@@ -44,11 +44,12 @@ impl Source {
         Self { path, text, tokens, test_lines, is_test }
     }
 
-    /// The module of `src/` that the file belongs to; none for `lib.rs` and `main.rs`.
+    /// The module of `src/` that the file belongs to; none for the roots `lib.rs`,
+    /// `main.rs` and `build.rs`.
     pub(crate) fn module(&self) -> Option<String> {
         let name = self.path.strip_prefix("src/")?.split('/').next()?;
         let name = name.trim_end_matches(".rs");
-        (name != "lib" && name != "main").then(|| name.to_owned())
+        (!["lib", "main", "build"].contains(&name)).then(|| name.to_owned())
     }
 
     /// How many `super` lead from this file to the crate's root.

@@ -11,6 +11,8 @@ mod resume;
 mod sink;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -37,9 +39,10 @@ use sink::{StagingSink, stream_of};
 
 /// Chunks on their way from one stage to the next: some MiB.
 const QUEUE: usize = 8;
-/// Stream bytes between two checkpoints, at least. The distance grows with the
-/// stream (an eighth of it), so that all checkpoints together cost little.
-const CHECKPOINT_MIN: u64 = 64 << 20;
+/// Time between two checkpoints, at least: what a crash can cost.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// A checkpoint may take this share of the time: it waits for the disk.
+const CHECKPOINT_SHARE: u32 = 20;
 
 /// Why a first pass failed. What was staged stays, unless it is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,30 @@ pub struct FirstPass {
     store: Arc<Store>,
     counters: Arc<Counters>,
     key: SigningKey,
+}
+
+/// When the next checkpoint is due.
+struct Due {
+    at: Instant,
+    /// Set by the builder's thread: how long the last one took, in microseconds.
+    took: Arc<AtomicU64>,
+}
+
+impl Due {
+    fn new(took: &Arc<AtomicU64>) -> Self {
+        Self { at: Instant::now() + CHECKPOINT_EVERY, took: Arc::clone(took) }
+    }
+
+    /// Whether one is due; the next is then some time off.
+    fn now(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.at;
+        if due {
+            let took = Duration::from_micros(self.took.load(Ordering::Relaxed));
+            self.at = now + CHECKPOINT_EVERY.max(took * CHECKPOINT_SHARE);
+        }
+        due
+    }
 }
 
 /// What goes from the decompressor to the builder.
@@ -116,9 +143,11 @@ impl FirstPass {
         let (blob_sender, blob) = mpsc::channel(QUEUE);
         let (stream_sender, stream) = mpsc::channel(QUEUE);
         let (decompressor, seek) = (begun.decompressor, begun.seek);
-        let decoding = spawn(move || decode(decompressor, seek, blob, &stream_sender));
+        let took = Arc::default();
+        let due = Due::new(&took);
+        let decoding = spawn(move || decode(decompressor, seek, blob, &stream_sender, due));
         let (builder, staged) = (begun.builder, Arc::clone(&staging));
-        let building = spawn(move || build(builder, &staged, stream));
+        let building = spawn(move || build(builder, &staged, stream, &took));
         let received = self.receive(layer, source, from, blob_sender, work).await;
         // The threads end by themselves once their queues do. Of several
         // failures the one nearest to the source is the reason.
@@ -237,8 +266,8 @@ fn decode(
     mut seek: SeekTableBuilder,
     mut blob: mpsc::Receiver<Bytes>,
     out: &mpsc::Sender<Message>,
+    mut due: Due,
 ) -> Result<Decoded1, StageFailure> {
-    let mut due = next_checkpoint(decompressor.stream_offset());
     loop {
         let mut chunk = blob.blocking_recv();
         loop {
@@ -250,13 +279,11 @@ fn decode(
                 None => break,
                 Some(Decoded::Stream(bytes)) => Message::Stream(bytes),
                 Some(Decoded::Point(point)) => {
-                    let at = point.stream;
                     seek.push(point);
-                    if at < due {
+                    if !due.now() {
                         continue;
                     }
                     let Some(state) = State::of(&decompressor, &seek) else { continue };
-                    due = next_checkpoint(at);
                     Message::Checkpoint(Box::new(state))
                 }
             };
@@ -265,10 +292,9 @@ fn decode(
                 return Err(StageFailure::Other(PassError::Closed));
             }
             if decompressor.compression() == Some(crate::layer::seek::Compression::Plain)
-                && decompressor.stream_offset() >= due
+                && due.now()
                 && let Some(state) = State::of(&decompressor, &seek)
             {
-                due = next_checkpoint(decompressor.stream_offset());
                 let _ = out.blocking_send(Message::Checkpoint(Box::new(state)));
             }
         }
@@ -278,15 +304,12 @@ fn decode(
     }
 }
 
-fn next_checkpoint(at: u64) -> u64 {
-    at + (at / 8).max(CHECKPOINT_MIN)
-}
-
 /// The builder's thread.
 fn build(
     mut builder: LayerBuilder,
     staging: &Staging,
     mut stream: mpsc::Receiver<Message>,
+    took: &AtomicU64,
 ) -> Result<Built, StageFailure> {
     let mut sink = StagingSink(staging);
     while let Some(message) = stream.blocking_recv() {
@@ -294,11 +317,14 @@ fn build(
             Message::Stream(bytes) => builder.feed(bytes, &mut sink)?,
             Message::Checkpoint(state) => {
                 let state = state.encode(&builder.tails());
+                let begun = Instant::now();
                 match staging.checkpoint(&state) {
                     Ok(()) => debug!(layer = %staging.blob(), at = builder.offset(), "checkpoint"),
                     // The pass goes on; only an interruption would cost more.
                     Err(error) => warn!(layer = %staging.blob(), "no checkpoint: {error}"),
                 }
+                let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                took.store(micros, Ordering::Relaxed);
             }
         }
     }

@@ -140,11 +140,16 @@ fn append(builder: &mut tar::Builder<Vec<u8>>, path: &str, data: &[u8]) {
 /// A layer of some MiB with all that matters to objects: small and large files,
 /// equal ones, replaced ones, empty ones, hard links, wide gaps in the bundle.
 fn layer() -> Vec<u8> {
+    static LAYER: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(make_layer);
+    LAYER.clone()
+}
+
+fn make_layer() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for n in 0..200 {
         append(&mut builder, &format!("etc/{n}"), &noise(n * 37, n as u64));
     }
-    let large = noise(5 << 20, 1000);
+    let large = noise(9 << 19, 1000);
     append(&mut builder, "lib/large", &large);
     append(&mut builder, "etc/0", b"replaced");
     append(&mut builder, "lib/just", &noise(PASSTHROUGH_MIN as usize, 7));
@@ -156,7 +161,7 @@ fn layer() -> Vec<u8> {
     link.set_size(0);
     builder.append_link(&mut link, "lib/link", "lib/again").expect("in memory");
     for n in 0..100 {
-        append(&mut builder, &format!("usr/{n}"), &noise(n * 1000, n as u64 + 500));
+        append(&mut builder, &format!("usr/{n}"), &noise(n * 300, n as u64 + 500));
     }
     let mut bytes = builder.into_inner().expect("in memory");
     bytes.extend(b"not zero behind the end");
@@ -260,7 +265,7 @@ fn every_compression_makes_the_same_layer() {
     let tree = plain.tree();
     assert_eq!(plain.content(&tree, "etc/0"), b"replaced");
     assert_eq!(plain.content(&tree, "lib/large"), b"replaced too");
-    assert_eq!(plain.content(&tree, "lib/again"), noise(5 << 20, 1000));
+    assert_eq!(plain.content(&tree, "lib/again"), noise(9 << 19, 1000));
     assert_eq!(tree.resolve(b"lib/link"), tree.resolve(b"lib/again"));
     let blobs = [
         (Compression::Gzip, gzip(&stream, 6)),
@@ -273,14 +278,12 @@ fn every_compression_makes_the_same_layer() {
         (Compression::Zstd, [skippable(b"before"), zstd_frames(&stream, 70_000)].concat()),
     ];
     for (compression, blob) in blobs {
-        for read in [4096, 1 << 20] {
-            let pass = pass(&blob, read).expect("good");
-            assert_eq!(pass.end.compression, compression);
-            pass.check(&stream, &blob);
-            assert!(pass.built.tree == plain.built.tree);
-            assert!(pass.built.blocks == plain.built.blocks);
-            assert!(pass.keep == plain.keep);
-        }
+        let pass = pass(&blob, 9999).expect("good");
+        assert_eq!(pass.end.compression, compression);
+        pass.check(&stream, &blob);
+        assert!(pass.built.tree == plain.built.tree);
+        assert!(pass.built.blocks == plain.built.blocks);
+        assert!(pass.keep == plain.keep);
     }
 }
 
@@ -288,9 +291,9 @@ fn every_compression_makes_the_same_layer() {
 fn every_point_is_a_way_in() {
     let stream = layer();
     let blobs = [
-        (3, gzip(&stream, 6)),
-        (20, gzip_members(&stream, 300_000)),
-        (15, zstd_frames(&stream, 700_000)),
+        (2, gzip(&stream, 6)),
+        (15, gzip_members(&stream, 300_000)),
+        (10, zstd_frames(&stream, 700_000)),
         (1, zstd(&stream)),
         (0, stream.clone()),
     ];
@@ -336,7 +339,7 @@ struct Saved {
 #[test]
 fn a_pass_resumes_at_every_point() {
     let stream = layer();
-    for blob in [gzip(&stream, 6), gzip_members(&stream, 1 << 20), zstd_frames(&stream, 1 << 20)] {
+    for blob in [gzip(&stream, 6), gzip_members(&stream, 3 << 20), zstd_frames(&stream, 3 << 20)] {
         let whole = pass(&blob, 1 << 16).expect("good");
         let mut saves = Vec::new();
         go_on(
@@ -358,7 +361,9 @@ fn a_pass_resumes_at_every_point() {
         )
         .expect("good");
         assert!(saves.len() >= 2);
-        for saved in saves {
+        // Of the many free points some will do.
+        let step = saves.len() / 3 + 1;
+        for saved in saves.into_iter().step_by(step) {
             // As after a restart: content is in what the sink kept and in the tails.
             let mut staged = saved.keep.objects.clone();
             for (object, offset, bytes) in &saved.tails {
@@ -472,7 +477,7 @@ fn bad_blobs_are_errors() {
     assert!(matches!(errors(&padded), DecompressError::Malformed { .. }));
     let trailing = [&frames[..], b"garbage"].concat();
     assert!(matches!(errors(&trailing), DecompressError::Malformed { .. }));
-    let mut long = gz.clone();
+    let mut long = gz;
     let end = long.len() - 1;
     long[end] ^= 1;
     assert!(matches!(errors(&long), DecompressError::Malformed { .. }));
@@ -646,7 +651,7 @@ proptest! {
 
     #[test]
     fn saved_states_are_checked(at in any::<prop::sample::Index>(), value in any::<u8>()) {
-        let blob = gzip_members(&noise(900_000, 3), 300_000);
+        let blob = gzip_members(&noise(600_000, 3), 300_000);
         let mut decompressor = Decompressor::new(DecodeLimits::default());
         let mut input = Bytes::from(blob);
         while !matches!(decompressor.step(&mut input), Ok(Some(Decoded::Point(_)))) {}

@@ -197,7 +197,7 @@ fn extended_headers_win_over_the_header() {
         ("SCHILY.xattr.user.k", b"v\0w\n"),
     ]);
     let header = Raw::new("short", b'0', 0).bytes();
-    let bytes = [records.clone(), header, padded(b"abc")].concat();
+    let bytes = [records, header, padded(b"abc")].concat();
     let parsed = parse(&bytes).expect("good");
     let (entry, content) = &parsed.entries[0];
     assert_eq!(entry.path, [0xff; 300]);

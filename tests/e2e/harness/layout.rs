@@ -166,8 +166,9 @@ impl Layout {
     pub(crate) fn manifest(&mut self, tag: &str, manifest: &Value) -> String {
         let bytes = manifest.to_string();
         let digest = self.blob(bytes.as_bytes());
+        let default = Value::from("application/vnd.oci.image.manifest.v1+json");
         self.manifests.push(json!({
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "mediaType": manifest.get("mediaType").unwrap_or(&default),
             "digest": digest,
             "size": bytes.len(),
             "annotations": { "org.opencontainers.image.ref.name": tag },

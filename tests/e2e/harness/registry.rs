@@ -50,7 +50,8 @@ impl Registry {
     pub(crate) fn push(&self, layout: &Path, tag: &str, name: &str) {
         let from = format!("oci:{}:{tag}", layout.display());
         let to = format!("docker://{}/{name}", self.address);
-        let options = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false"];
+        let options =
+            ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", "--preserve-digests"];
         run(Command::new("skopeo").args(options).args([from, to]));
     }
 }
