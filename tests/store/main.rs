@@ -6,6 +6,7 @@ mod basic;
 mod damage;
 mod flip;
 mod golden;
+mod invariants;
 mod layer;
 mod live;
 mod model;

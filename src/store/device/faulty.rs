@@ -75,6 +75,8 @@ struct Node {
     durable: Vec<u8>,
     pending: Vec<Change>,
     ctime: i64,
+    /// Bytes that were read.
+    read: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +111,13 @@ impl FaultyDevice {
     /// Operations that changed something so far.
     pub fn operations(&self) -> u64 {
         self.disk().ops
+    }
+
+    /// Bytes that were read so far from the files whose path begins with `prefix`.
+    pub fn bytes_read(&self, prefix: &str) -> u64 {
+        let disk = self.disk();
+        let files = disk.live.iter().filter(|(path, _)| path.starts_with(prefix));
+        files.filter_map(|(_, inode)| disk.nodes.get(inode)).map(|node| node.read).sum()
     }
 
     /// Whether the power has gone.
@@ -183,6 +192,7 @@ impl FaultyDevice {
                     data,
                     pending: Vec::new(),
                     ctime: node.ctime,
+                    read: 0,
                 },
             );
         }
@@ -533,10 +543,11 @@ impl DeviceFile for FaultyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.device.disk();
         disk.alive()?;
-        let data = &disk.node(self.inode)?.data;
-        let tail = data.get(offset as usize..).unwrap_or_default();
+        let node = disk.node(self.inode)?;
+        let tail = node.data.get(offset as usize..).unwrap_or_default();
         let n = tail.len().min(buf.len());
         buf[..n].copy_from_slice(&tail[..n]);
+        node.read += n as u64;
         Ok(n)
     }
 
