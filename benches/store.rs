@@ -99,7 +99,7 @@ fn open(dir: &Path) -> io::Result<()> {
         for round in 0..ROUNDS {
             if what == "after a crash" && round > 0 {
                 // Opening and closing would make it clean: let it crash again.
-                std::mem::drop(fs::copy(path.join("meta.crashed"), path.join("meta"))?);
+                let _copied: u64 = fs::copy(path.join("meta.crashed"), path.join("meta"))?;
                 File::open(path.join("meta"))?.sync_all()?;
             } else if what == "after a crash" {
                 fs::copy(path.join("meta"), path.join("meta.crashed"))?;
