@@ -24,7 +24,7 @@ pub(super) fn doctor(owner: &Owner, containerd_config: PathBuf) -> Result<(), Ex
     if owner.json {
         print_json(&report.to_json())?;
     } else {
-        print!("{report}");
+        println!("{report}");
     }
     if report.status() == Status::Failed {
         return Err(Exit::new(FailureKind::Failed, "something does not work; see above"));

@@ -16,7 +16,8 @@ pub fn init_logging(verbosity: u8) {
     let filter = std::env::var("PEERSYNC_LOG")
         .ok()
         .and_then(|filter| EnvFilter::try_new(filter).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("warn,peersync={level}")));
+        // fuser speaks of every process that was killed while it waited.
+        .unwrap_or_else(|| EnvFilter::new(format!("warn,fuser=off,peersync={level}")));
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
