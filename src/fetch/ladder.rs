@@ -61,7 +61,8 @@ pub enum LadderEvent {
         /// Whether any peer turned up.
         found: bool,
     },
-    /// Peers that were found are gone, or refused.
+    /// Peers that were found are gone or refused, or hold only part of what is
+    /// wanted.
     PeersFailed,
     /// A peer that holds something turned up, whoever found it.
     PeersBack,
@@ -103,6 +104,8 @@ pub struct Ladder {
     small: bool,
     registry: bool,
     peers: bool,
+    /// Whether peers beyond the LAN were looked up in this round.
+    looked: bool,
     rounds: u32,
 }
 
@@ -110,7 +113,8 @@ impl Ladder {
     /// A ladder for a layer of `size` bytes; `theta` as [`THETA`]. `registry`:
     /// whether one is known that has it.
     pub fn new(size: u64, theta: u64, registry: bool) -> Self {
-        Self { rung: Rung::Local, until: None, small: size < theta, registry, peers: false, rounds: 0 }
+        let small = size < theta;
+        Self { rung: Rung::Local, until: None, small, registry, peers: false, looked: false, rounds: 0 }
     }
 
     /// The rung reached.
@@ -119,12 +123,15 @@ impl Ladder {
     }
 
     /// Whom the layer's blocks may be asked of now. Peers known from elsewhere
-    /// are as good as peers just found, so LAN and swarm are open from the first
-    /// miss on; only the registry has to wait for its turn.
+    /// are as good as peers just found, so neighbours are open from the first
+    /// miss on and others once the neighbours have answered; only the registry
+    /// has to wait for its turn.
     pub fn reach(&self) -> Reach {
-        let remote = self.rung >= Rung::Lan;
-        let registry = self.rung == Rung::Registry && self.registry;
-        Reach { lan: remote, swarm: remote, registry }
+        Reach {
+            lan: self.rung >= Rung::Lan,
+            swarm: self.rung >= Rung::Swarm,
+            registry: self.rung == Rung::Registry && self.registry,
+        }
     }
 
     /// When to come back with [`LadderEvent::Tick`].
@@ -172,7 +179,11 @@ impl Ladder {
             }
             (Rung::Swarm, LadderEvent::PeersFailed) if self.until.is_none() => {
                 self.peers = false;
-                self.open_registry(now, &mut steps);
+                if self.looked {
+                    self.open_registry(now, &mut steps);
+                } else {
+                    self.look_up(now, tau, &mut steps);
+                }
             }
             (Rung::Registry, LadderEvent::PeersFailed) => {
                 self.peers = false;
@@ -189,6 +200,7 @@ impl Ladder {
 
     fn ask_lan(&mut self, now: Duration, tau: Duration, steps: &mut Vec<Step>) {
         self.rung = Rung::Lan;
+        self.looked = false;
         self.until = Some(now + tau);
         steps.push(Step::AskLan { within: tau });
     }
@@ -201,10 +213,15 @@ impl Ladder {
         } else if self.small && self.registry {
             self.open_registry(now, steps);
         } else {
-            self.rung = Rung::Swarm;
-            self.until = Some(now + tau);
-            steps.push(Step::LookUp { within: tau });
+            self.look_up(now, tau, steps);
         }
+    }
+
+    fn look_up(&mut self, now: Duration, tau: Duration, steps: &mut Vec<Step>) {
+        self.rung = Rung::Swarm;
+        self.looked = true;
+        self.until = Some(now + tau);
+        steps.push(Step::LookUp { within: tau });
     }
 
     fn settle_on_peers(&mut self) {
@@ -277,6 +294,17 @@ mod tests {
         assert_eq!(climb(&mut ladder, 9, LadderEvent::SwarmAnswered { found: true }), vec![]);
         assert_eq!(climb(&mut ladder, 9999, LadderEvent::Tick), vec![]);
         assert_eq!(climb(&mut ladder, 9999, LadderEvent::PeersFailed), vec![Step::OpenRegistry]);
+    }
+
+    #[test]
+    fn neighbours_that_hold_only_part_of_it_are_not_the_last_word() {
+        let mut ladder = Ladder::new(THETA, THETA, true);
+        climb(&mut ladder, 0, LadderEvent::NotLocal);
+        assert_eq!(climb(&mut ladder, 1, LadderEvent::LanAnswered { found: true }), vec![]);
+        let look = climb(&mut ladder, 2, LadderEvent::PeersFailed);
+        assert_eq!(look, vec![Step::LookUp { within: TAU }]);
+        let open = climb(&mut ladder, 3, LadderEvent::SwarmAnswered { found: false });
+        assert_eq!(open, vec![Step::OpenRegistry]);
     }
 
     #[test]

@@ -1,0 +1,156 @@
+//! Whom a block may be asked of. Here stands the rule of locality: a block that
+//! a neighbour holds or is about to hold is not fetched across the boundary of
+//! the LAN, unless a reader would otherwise miss its deadline.
+
+use super::Scheduler;
+use super::model::Time;
+use super::peer_set::{PeerSet, Slot};
+use super::peers::REGISTRY;
+use super::table::{Block, Ref};
+
+/// Whom a block may be asked of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// These peers, which are all neighbours or all elsewhere.
+    Peers(PeerSet),
+    /// The registry.
+    Registry,
+    /// Nobody: a neighbour brings it. To be looked at again at `until`, and if a
+    /// reader waits, `ask` is to be told.
+    Reserve { until: Option<Time>, ask: Option<Slot>, theft: Option<Theft> },
+    /// Nobody, until the ladder is climbed.
+    Stuck,
+}
+
+/// A run that a neighbour should get, and that this node may get instead when it
+/// has nothing else to do. The order is that of preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Theft {
+    /// This node's rank for the run, from 1: others go first.
+    pub(super) rank: u32,
+    /// From the end: the neighbour begins at the start.
+    pub(super) run: std::cmp::Reverse<u32>,
+    pub(super) home: u32,
+}
+
+/// The peers as they are during one event.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    pub(super) usable: PeerSet,
+    pub(super) alive: PeerSet,
+}
+
+impl Scheduler {
+    pub(super) fn view(&self) -> View {
+        View { usable: self.peers.usable(self.now), alive: self.peers.alive() }
+    }
+
+    pub(super) fn verdict(&mut self, r: Ref, view: &View) -> Verdict {
+        let Some(block) = self.blocks.get(r) else { return Verdict::Stuck };
+        let near = self.neighbours_with(block);
+        let ready = near.and(view.usable);
+        if !ready.is_empty() {
+            return Verdict::Peers(ready);
+        }
+        if block.forced {
+            return self.across(block, view).unwrap_or(Verdict::Stuck);
+        }
+        if !near.and(view.alive).is_empty() {
+            // Its tunnel is being opened, or it is busy for a moment.
+            return Verdict::Reserve { until: None, ask: None, theft: None };
+        }
+        let getting = block.getting.and(self.peers.lan).and(view.alive);
+        if let Some((slot, until)) = self.getter(getting) {
+            return Verdict::Reserve { until: Some(until), ask: Some(slot), theft: None };
+        }
+        if let Some(reserve) = self.turn(r, view) {
+            return reserve;
+        }
+        match self.blocks.get(r) {
+            Some(block) => self.across(block, view).unwrap_or(Verdict::Stuck),
+            None => Verdict::Stuck,
+        }
+    }
+
+    /// Neighbours that hold the block and did not fail to give it.
+    pub(super) fn neighbours_with(&self, block: &Block) -> PeerSet {
+        block.holders.and(self.peers.lan).without(block.refused)
+    }
+
+    /// The neighbour that is getting a block, and how long that is believed.
+    fn getter(&self, getting: PeerSet) -> Option<(Slot, Time)> {
+        let patience = self.settings.lan_patience;
+        getting
+            .iter()
+            .filter_map(|slot| Some((slot, self.peers.get(slot)?.news + patience)))
+            .find(|(_, until)| *until > self.now)
+    }
+
+    /// Whether it is a neighbour's turn to get the block for the LAN.
+    fn turn(&mut self, r: Ref, view: &View) -> Option<Verdict> {
+        let block = self.blocks.get(r)?;
+        let (home, since, reader) = (block.home, block.since, block.class.is_reader());
+        let run = block.place.as_ref().map_or(block.key.index / 256, |p| p.run);
+        let state = self.homes.get_mut(home)?;
+        let wanters = state.wanters.and(view.alive).and(self.peers.lan);
+        if wanters.is_empty() {
+            return None;
+        }
+        let run = if state.whole { 0 } else { run };
+        if state.stolen.contains(&run) {
+            return None;
+        }
+        let (mut rank, mut first) = (0, None);
+        for slot in state.order(run, &self.me, &self.peers) {
+            let Some(slot) = *slot else { break };
+            let Some(peer) = self.peers.get(slot).filter(|_| wanters.contains(slot)) else {
+                continue;
+            };
+            // One that brings nothing, though it should, has lost its turn.
+            if peer.news.max(since) + self.settings.lan_patience > self.now {
+                rank += 1;
+                first.get_or_insert(slot);
+            }
+        }
+        if rank == 0 {
+            return None;
+        }
+        if reader {
+            let until = since + self.settings.lan_grace * rank;
+            let wait = Verdict::Reserve { until: Some(until), ask: first, theft: None };
+            return (until > self.now).then_some(wait);
+        }
+        let theft = Theft { rank, run: std::cmp::Reverse(run), home };
+        Some(Verdict::Reserve { until: None, ask: None, theft: Some(theft) })
+    }
+
+    /// Whom to ask beyond the LAN: peers first, the registry last.
+    pub(super) fn across(&self, block: &Block, view: &View) -> Option<Verdict> {
+        let state = self.homes.get(block.home)?;
+        let reach = state.ladder.reach();
+        let far = block.holders.without(self.peers.lan).without(block.refused).and(view.usable);
+        let chosen = far.and(self.peers.chosen);
+        let far = if chosen.is_empty() { far } else { chosen };
+        let fast = far.without(self.peers.slow);
+        if reach.swarm && !fast.is_empty() {
+            return Some(Verdict::Peers(fast));
+        }
+        let registry = reach.registry && block.place.is_some() && !block.refused.contains(REGISTRY);
+        if registry && !state.refused {
+            return Some(Verdict::Registry);
+        }
+        (reach.swarm && !far.is_empty()).then_some(Verdict::Peers(far))
+    }
+
+    /// Whether the ladder should be climbed for a block: nobody has it that is
+    /// worth asking.
+    pub(super) fn lacks_source(&self, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Stuck => true,
+            Verdict::Peers(set) => {
+                set.and(self.peers.lan).is_empty() && set.without(self.peers.slow).is_empty()
+            }
+            _ => false,
+        }
+    }
+}
