@@ -74,8 +74,10 @@ impl Layer {
     pub fn wanted(&self, n: u32) -> Wanted {
         let stream = self.stream(n);
         let entry = stream.start / self.span * self.span;
+        let next = stream.end.next_multiple_of(self.span).min(self.size());
         let run = (entry / (self.span * self.run_spans)) as u32;
-        Wanted { key: self.key(n), len: self.block, place: Some(Place { stream, entry, run }) }
+        let place = Place { stream, entry, next, run };
+        Wanted { key: self.key(n), len: self.block, place: Some(place) }
     }
 }
 
@@ -428,6 +430,13 @@ impl World {
         if let Event::Have { peer, object, holding } = &event {
             self.learn(node, peer, *object, holding);
         }
+        if let Event::Asked { key, .. } = &event
+            && !self.nodes[node].scheduler.is_wanted(key)
+            && !self.nodes[node].has.contains(key)
+        {
+            let number = self.layer.number(key);
+            self.want(node, &[number], Class::Sequential);
+        }
         let actions = self.nodes[node].scheduler.apply(self.now, event);
         if let Err(why) = self.nodes[node].scheduler.check() {
             panic!("seed {}: node {node} at {:?}: {why}", self.seed, self.now);
@@ -436,12 +445,42 @@ impl World {
             if let Err(why) = self.check_action(node, &action) {
                 panic!("seed {}: node {node} at {:?}: {why}\n  {action:?}", self.seed, self.now);
             }
+            if std::env::var_os("SIM_TRACE").is_some() {
+                self.trace(node, &action);
+            }
             self.act(node, action);
         }
         let wake = self.nodes[node].scheduler.next_wake();
         if let Some(at) = wake.filter(|at| self.nodes[node].ticking.is_none_or(|old| *at < old)) {
             self.nodes[node].ticking = Some(at);
             self.post(at.saturating_sub(self.now), Msg::Tick(node));
+        }
+    }
+
+    /// What crosses the boundary, for people.
+    fn trace(&self, node: usize, action: &Action) {
+        let block = u64::from(self.layer.block);
+        match action {
+            Action::Run { request, stream, class, why, .. } => println!(
+                "{:>9.4} node {node} run {request} {}..{} {class:?} {why:?}",
+                self.now.as_secs_f64(),
+                stream.start / block,
+                stream.end / block
+            ),
+            Action::Fetch { request, tunnel, object, extent, urgent, why } => {
+                let first = self.layer.number(&BlockKey { object: *object, index: 0 });
+                let server = self.tunnels.get(tunnel).and_then(|t| t.server).unwrap_or(usize::MAX);
+                if !self.net.same_lan(node, server) {
+                    println!(
+                        "{:>9.4} node {node} fetch {request} from {server} {first}+{extent:?} {urgent} {why:?}",
+                        self.now.as_secs_f64()
+                    );
+                }
+            }
+            Action::Cancel { request } => {
+                println!("{:>9.4} node {node} cancel {request}", self.now.as_secs_f64());
+            }
+            _ => {}
         }
     }
 
@@ -510,9 +549,9 @@ impl World {
                 let id = self.nodes[node].id;
                 self.to_neighbours(node, Event::Wants { peer: id, home, on });
             }
-            Action::Claim { object, blocks, on } => {
-                let id = self.nodes[node].id;
-                self.to_neighbours(node, Event::Getting { peer: id, object, blocks, on });
+            Action::Claim { home, run, object, blocks, on } => {
+                let peer = self.nodes[node].id;
+                self.to_neighbours(node, Event::Getting { peer, home, run, object, blocks, on });
             }
             Action::Ask { peer, key } => {
                 let (id, peer) = (self.nodes[node].id, self.node_of(&peer));
@@ -574,10 +613,8 @@ impl World {
         let end = stream.end.min(self.layer.size());
         let entry = stream.start / self.layer.span * self.layer.span;
         let mut items = VecDeque::new();
-        if entry < stream.start {
-            items.push_back((stream.start - entry, 0, None));
-        }
-        for n in stream.start / block..end.div_ceil(block) {
+        // What is decoded on the way is kept.
+        for n in entry / block..end.div_ceil(block) {
             items.push_back((block, block, Some(self.layer.key(n as u32))));
         }
         self.next += 1;

@@ -70,7 +70,7 @@ impl Scheduler {
         }
         let flight = block.flights.iter().find(|f| Some(f.peer) == peer);
         if let Some(flight) = flight.filter(|_| block.class == Class::Urgent) {
-            let took = now.saturating_sub(flight.since);
+            let took = now.saturating_sub(flight.since.max(block.since));
             if self.peers.lan.contains(flight.peer) {
                 self.lan_pieces.record(took);
             } else {
@@ -293,6 +293,7 @@ impl Scheduler {
         let Some(n) = block.flights.iter().position(|f| f.lane == lane) else { return };
         let flight = block.flights.swap_remove(n);
         let (key, last, claimed) = (block.key, block.flights.is_empty(), block.claimed);
+        let (home, run) = (block.home, block.run);
         for id in flight.requests {
             self.forget_block(id, r, true);
         }
@@ -307,8 +308,7 @@ impl Scheduler {
                 if let Some(block) = self.blocks.get_mut(r) {
                     block.claimed = false;
                 }
-                let blocks = key.index..key.index + 1;
-                self.actions.push(Action::Claim { object: key.object, blocks, on: false });
+                self.say_claim(home, run, key, false);
             }
             self.blocks.set_state(r, State::Queued);
             self.hurry(r);

@@ -27,7 +27,7 @@ impl Scheduler {
     pub(super) fn arm_urgent(&mut self, r: Ref) {
         let Some(block) = self.blocks.get(r) else { return };
         let force = (!block.forced).then(|| self.force_at(block));
-        let hedge = block.first_asked().map(|since| self.hedge_at(block, since));
+        let hedge = block.waited_from().map(|since| self.hedge_at(block, since));
         let at = [force, hedge].into_iter().flatten().min();
         // A block without source is placed again when sources change.
         let at = at.unwrap_or(self.now + AGAIN * 5).max(self.now + Duration::from_millis(1));
@@ -84,7 +84,7 @@ impl Scheduler {
     /// Asks one more source for an urgent block in flight, within the bounds.
     fn hedge(&mut self, r: Ref) {
         let Some(block) = self.blocks.get(r).filter(|b| b.state() == State::Flying) else { return };
-        let Some(since) = block.first_asked() else { return };
+        let Some(since) = block.waited_from() else { return };
         let pieces = self.pieces_of(block);
         let elapsed = self.now.saturating_sub(since);
         let duplicates = block.flights.len() - 1;

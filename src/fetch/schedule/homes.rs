@@ -42,6 +42,10 @@ pub(super) struct HomeState {
     pub(super) refused: bool,
     /// Runs of neighbours that this node gets after all.
     pub(super) stolen: BTreeSet<u32>,
+    /// By run: who began to get it for the LAN; `None` is this node.
+    holders: BTreeMap<u32, Option<Slot>>,
+    /// When the search for sources last came further.
+    pub(super) climbed: Time,
     /// By run: who shall get it; `None` is this node.
     orders: BTreeMap<u32, Vec<Option<Slot>>>,
     /// Its entry among the timers.
@@ -63,6 +67,8 @@ impl HomeState {
             failures: 0,
             refused: !registry,
             stolen: BTreeSet::new(),
+            holders: BTreeMap::new(),
+            climbed: now,
             orders: BTreeMap::new(),
             timer: None,
         }
@@ -85,6 +91,46 @@ impl HomeState {
             lan::order(home, run, &mut order);
             order.iter().map(|id| peers.slot(id)).collect()
         })
+    }
+
+    /// Somebody begins to get blocks of a run: it is that node's from now on,
+    /// unless another one has it that is `live`; of two that began at the same
+    /// time the first in order has it.
+    pub(super) fn claim(
+        &mut self,
+        run: u32,
+        by: Option<Slot>,
+        live: impl Fn(Slot) -> bool,
+        me: &PeerId,
+        peers: &Peers,
+    ) {
+        let holds = match self.holders.get(&run).copied() {
+            None => None,
+            Some(Some(slot)) if !live(slot) => None,
+            Some(holder) => Some(holder),
+        };
+        let winner = match holds {
+            None => by,
+            Some(holder) if holder == by => by,
+            // Two neighbours settle it between them; what counts here is that
+            // it is not this node's.
+            Some(Some(holder)) => Some(holder),
+            Some(None) => {
+                let order = self.order(run, me, peers);
+                order.iter().find(|slot| slot.is_none() || **slot == by).copied().unwrap_or(by)
+            }
+        };
+        self.holders.insert(run, winner);
+    }
+
+    /// This node wants nothing of it any more.
+    pub(super) fn forget_own(&mut self) {
+        self.holders.retain(|_, holder| holder.is_some());
+    }
+
+    /// Who began to get a run, if anybody did; `Some(None)` is this node.
+    pub(super) fn holder(&self, run: u32) -> Option<Option<Slot>> {
+        self.holders.get(&run).copied()
     }
 
     /// The registry failed for now. Gives the end of the pause, and whether it
@@ -160,6 +206,7 @@ impl Homes {
     pub(super) fn forget_peer(&mut self, slot: Slot) {
         for state in self.slots.iter_mut().flatten() {
             state.set_wanter(slot, false);
+            state.holders.retain(|_, holder| *holder != Some(slot));
         }
     }
 

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use super::model::{Action, Class, Extent, RequestId, Time, TunnelId, Why};
+use super::model::{Action, BlockKey, Class, Extent, RequestId, Time, TunnelId, Why};
 use super::peer_set::{PeerSet, Slot};
 use super::peers::REGISTRY;
+use super::registry::{DUPLICATE_DISTANCE, HomeIs};
 use super::sizes::{WIRE_MAX, bulk_cap, line_holds, wire_request};
 use super::table::{Flight, Lane, Ref, State};
 use super::verdict::Verdict;
@@ -60,6 +61,9 @@ impl Scheduler {
         }
         let view = self.view();
         let verdict = self.verdict(r, &view);
+        if verdict.crosses(&self.peers.lan) && self.attach(r) {
+            return;
+        }
         match verdict {
             Verdict::Peers(set) => {
                 let Some(id) = self.fastest(set, len) else { return };
@@ -221,7 +225,7 @@ impl Scheduler {
     fn ask_blocks(&mut self, id: TunnelId, wire: u64) {
         let lane = Lane::Tunnel(id);
         let (mut blocks, mut bytes) = (Vec::new(), 0);
-        let mut head: Option<(super::model::BlockKey, Class)> = None;
+        let mut head: Option<(BlockKey, Class)> = None;
         let mut count = 0;
         while let Some(r) =
             self.peers.tunnels.get(&id).and_then(|t| t.queue.front().copied())
@@ -319,11 +323,12 @@ impl Scheduler {
             .map(|r| r.home)
             .collect();
         let homes = &self.homes;
-        let whole = |n: u32| homes.get(n).is_some_and(|s| s.whole);
-        let ready = |n: u32| {
-            homes.get(n).is_some_and(|s| s.not_before.is_none()) && !(whole(n) && flying.contains(&n))
+        let home_is = |n: u32| HomeIs {
+            ready: homes.get(n).is_some_and(|s| s.not_before.is_none()),
+            whole: homes.get(n).is_some_and(|s| s.whole),
+            flying: flying.contains(&n),
         };
-        let Some(stretch) = self.registry.next(&self.blocks, least, ready, whole) else {
+        let Some(stretch) = self.registry.next(&self.blocks, least, home_is) else {
             return false;
         };
         self.begin_run(stretch.home, stretch.stream, stretch.class, stretch.blocks, None);
@@ -371,6 +376,52 @@ impl Scheduler {
             delivered: 0,
         });
         self.actions.push(Action::Run { request, home: name, stream, class, why: reason });
+        // What else it passes is to be attached to it.
+        self.planning.dirty = true;
+    }
+
+    /// A run in flight that will pass a block brings it too. An urgent one does
+    /// not wait for bulk that has far to go.
+    pub(super) fn attach(&mut self, r: Ref) -> bool {
+        let Some(block) = self.blocks.get(r).filter(|b| b.state() != State::Flying) else {
+            return false;
+        };
+        let Some(stream) = block.place.as_ref().map(|p| p.stream.clone()) else { return false };
+        if block.refused.contains(REGISTRY) {
+            return false;
+        }
+        let (home, urgent) = (block.home, block.class == Class::Urgent);
+        let passes = |request: &Request| {
+            let far = stream.end.saturating_sub(request.position) > DUPLICATE_DISTANCE;
+            request.lane == Lane::Registry
+                && request.home == home
+                && request.position <= stream.start
+                && stream.end <= request.position.saturating_add(request.left)
+                && !(urgent && far && request.class > Class::Urgent)
+        };
+        let Some(id) = self.requests.iter().find(|(_, q)| passes(q)).map(|(id, _)| *id) else {
+            return false;
+        };
+        if let Some(State::Planned(Lane::Tunnel(_)) | State::Reserved) =
+            self.blocks.get(r).map(super::table::Block::state)
+        {
+            self.blocks.set_state(r, State::Queued);
+        }
+        if self.blocks.get(r).is_some_and(|b| b.state() == State::Queued) {
+            self.blocks.set_state(r, State::Planned(Lane::Registry));
+            self.registry.insert(&self.blocks, r);
+        }
+        self.begin_flight(r, Lane::Registry, Why::Plan);
+        if let Some(block) = self.blocks.get_mut(r)
+            && let Some(flight) = block.flights.last_mut()
+        {
+            flight.asked = block.len;
+            flight.requests.push(id);
+        }
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.blocks.push(r);
+        }
+        true
     }
 
     fn next_request(&mut self) -> RequestId {
@@ -405,24 +456,38 @@ impl Scheduler {
             self.totals.forced += u64::from(block.len);
         }
         block.flights.push(Flight { lane, peer, since: now, why, asked: 0, requests: Vec::new() });
-        let claim = !near && !block.claimed;
-        block.claimed |= claim;
-        let key = block.key;
         self.blocks.set_state(r, State::Flying);
-        if claim && !self.peers.lan.is_empty() {
-            self.claim(key.object, key.index);
+        if !near {
+            self.claim(r);
         }
     }
 
+    /// Tells the neighbours that this node gets a block from beyond the LAN.
+    pub(super) fn claim(&mut self, r: Ref) {
+        let Some(block) = self.blocks.get_mut(r).filter(|b| !b.claimed) else { return };
+        if self.peers.lan.is_empty() {
+            return;
+        }
+        block.claimed = true;
+        let (home, run, key) = (block.home, block.run, block.key);
+        let live = self.live_neighbours();
+        if let Some(state) = self.homes.get_mut(home) {
+            state.claim(run, None, |slot| live.contains(slot), &self.me, &self.peers);
+        }
+        self.say_claim(home, run, key, true);
+    }
+
     /// One claim for neighbouring blocks.
-    fn claim(&mut self, object: crate::types::ObjectId, index: u32) {
-        if let Some(Action::Claim { object: last, blocks, on: true }) = self.actions.last_mut()
-            && *last == object
-            && blocks.end == index
+    pub(super) fn say_claim(&mut self, home: u32, run: u32, key: BlockKey, on: bool) {
+        let Some(home) = self.homes.get(home).map(|s| s.home) else { return };
+        if let Some(Action::Claim { object, blocks, run: same, on: how, .. }) = self.actions.last_mut()
+            && (*object, *same, *how) == (key.object, run, on)
+            && blocks.end == key.index
         {
             blocks.end += 1;
             return;
         }
-        self.actions.push(Action::Claim { object, blocks: index..index + 1, on: true });
+        let blocks = key.index..key.index + 1;
+        self.actions.push(Action::Claim { home, run, object: key.object, blocks, on });
     }
 }

@@ -43,7 +43,7 @@ use std::time::Duration;
 pub use lan::{builders, order as lan_order};
 pub use model::*;
 pub use plan::{Lane as PlanLane, Piece as PlanPiece, Placed, pre_schedule};
-pub use registry::{DUPLICATE_DISTANCE, GAP, RUN_BULK, RUN_READER};
+pub use registry::{DUPLICATE_DISTANCE, GAP, RUN_BULK, RUN_MIN, RUN_READER};
 pub use sizes::{WIRE_MAX, assignment, bulk_cap, line_holds, wire_request};
 
 use self::holdings::Holdings;
@@ -201,8 +201,8 @@ impl Scheduler {
             Event::TunnelFailed { peer } => self.on_tunnel_failed(&peer),
             Event::Rtt { tunnel, rtt } => self.on_rtt(tunnel, rtt),
             Event::Have { peer, object, holding } => self.on_have(&peer, object, &holding),
-            Event::Getting { peer, object, blocks, on } => {
-                self.on_getting(&peer, object, blocks, on);
+            Event::Getting { peer, home, run, object, blocks, on } => {
+                self.on_getting(&peer, (home, run), object, blocks, on);
             }
             Event::Wants { peer, home, on } => self.on_wants(&peer, home, on),
             Event::Asked { peer, key } => self.on_asked(&peer, &key),

@@ -80,6 +80,9 @@ pub struct Place {
     /// The nearest point at or before the first byte at which the stream can be
     /// entered.
     pub entry: u64,
+    /// The first point at or after the last byte at which it can be entered
+    /// again, or its end.
+    pub next: u64,
     /// Number of the run of spans (16 of them) that holds `entry`: the unit in
     /// which the nodes of a LAN split a layer among them. All nodes must count
     /// alike, so it follows from the seek table that came with the `LayerRoot`.
@@ -229,6 +232,10 @@ pub enum Event {
     Getting {
         /// Who.
         peer: PeerId,
+        /// Of which layer.
+        home: Home,
+        /// Which run of it they stand in.
+        run: u32,
         /// Of which object.
         object: ObjectId,
         /// Which blocks.
@@ -245,7 +252,9 @@ pub enum Event {
         /// Whether it does.
         on: bool,
     },
-    /// A neighbour's reader waits for a block that we are to get for the LAN.
+    /// A neighbour's reader waits for a block that this node is to get for the
+    /// LAN. Where nobody here wants the block, the caller wants it first, on the
+    /// neighbour's behalf and as sequential.
     Asked {
         /// Who.
         peer: PeerId,
@@ -434,6 +443,10 @@ pub enum Action {
     },
     /// Tell the neighbours that this node gets blocks for the LAN, or gave it up.
     Claim {
+        /// Of which layer.
+        home: Home,
+        /// Which run of it they stand in.
+        run: u32,
         /// Of which object.
         object: ObjectId,
         /// Which blocks.
@@ -499,7 +512,7 @@ impl Default for Settings {
             lan_grace: Duration::from_millis(25),
             lan_patience: Duration::from_secs(5),
             no_progress: Duration::from_secs(60),
-            hedge_credit: 1 << 20,
+            hedge_credit: 256 << 10,
         }
     }
 }

@@ -111,6 +111,10 @@ impl Scheduler {
             if self.lacks_source(&verdict) {
                 lacking.insert(home);
             }
+            if verdict.crosses(&self.peers.lan) && self.attach(r) {
+                crossing = true;
+                continue;
+            }
             self.settle_block(r, &verdict);
             match verdict {
                 Verdict::Peers(set) => {
@@ -157,7 +161,10 @@ impl Scheduler {
     }
 
     fn note_reserve(&mut self, r: Ref, verdict: &Verdict) {
-        let Verdict::Reserve { until, ask, .. } = *verdict else { return };
+        let Verdict::Reserve { until, ask, .. } = *verdict else {
+            self.claim_for_reader(r, verdict);
+            return;
+        };
         if let Some(until) = until {
             self.plan_again_at(until);
         }
@@ -169,6 +176,20 @@ impl Scheduler {
                 let peer = peer.id;
                 self.actions.push(Action::Ask { peer, key });
             }
+        }
+    }
+
+    /// What a reader waits for is claimed when it is planned: neighbours whose
+    /// readers are at the same place would not wait for it to be asked for.
+    fn claim_for_reader(&mut self, r: Ref, verdict: &Verdict) {
+        let across = verdict.crosses(&self.peers.lan);
+        let Some(block) = self.blocks.get_mut(r) else { return };
+        if across && block.class.is_reader() {
+            self.claim(r);
+        } else if block.claimed {
+            block.claimed = false;
+            let (home, run, key) = (block.home, block.run, block.key);
+            self.say_claim(home, run, key, false);
         }
     }
 

@@ -17,6 +17,12 @@ pub const GAP: u64 = 256 << 10;
 pub const RUN_READER: u64 = 8 << 20;
 /// Longest run of bulk, in stream bytes: 16 spans of 4 MiB.
 pub const RUN_BULK: u64 = 64 << 20;
+/// No run goes farther than this beyond what is wanted, in stream bytes.
+const REACH_MAX: u64 = 4 << 20;
+/// A run for no reader that waits, and shorter than this, is not begun while
+/// another one brings bytes of the same layer: it would enter the stream anew for
+/// little, and more neighbours may be wanted by then.
+pub const RUN_MIN: u64 = 4 << 20;
 /// How far ahead of a bulk run's position a block that became urgent may lie and
 /// still wait for it.
 pub const DUPLICATE_DISTANCE: u64 = 2 << 20;
@@ -34,6 +40,17 @@ pub(super) struct Stretch {
     pub(super) stream: Range<u64>,
     pub(super) class: Class,
     pub(super) blocks: Vec<Ref>,
+}
+
+/// How a layer stands with its registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HomeIs {
+    /// It may be asked now.
+    pub(super) ready: bool,
+    /// It can only be read from its start.
+    pub(super) whole: bool,
+    /// A run of it is in flight.
+    pub(super) flying: bool,
 }
 
 impl RegistryQueue {
@@ -63,22 +80,34 @@ impl RegistryQueue {
         &self,
         table: &Table,
         least: Class,
-        ready: impl Fn(u32) -> bool,
-        whole: impl Fn(u32) -> bool,
+        home_is: impl Fn(u32) -> HomeIs,
     ) -> Option<Stretch> {
-        let (class, _, first) = self
-            .by_class
-            .iter()
-            .take_while(|(class, ..)| *class <= least)
-            .find(|(_, _, r)| table.get(*r).is_some_and(|b| ready(b.home)))?;
-        let home = table.get(*first)?.home;
-        if whole(home) {
-            let all = self.by_place.range((home, 0, Ref::MIN)..(home + 1, 0, Ref::MIN));
-            let blocks = all.map(|(.., r)| *r).collect();
-            return Some(Stretch { home, stream: 0..u64::MAX, class: *class, blocks });
+        // Layers from which nothing more is taken now than what is urgent.
+        let mut waiting: Vec<u32> = Vec::new();
+        for (class, _, first) in self.by_class.iter().take_while(|(class, ..)| *class <= least) {
+            let Some(home) = table.get(*first).map(|b| b.home) else { continue };
+            let is = home_is(home);
+            if !is.ready || (is.whole && is.flying) {
+                continue;
+            }
+            if is.whole {
+                let all = self.by_place.range((home, 0, Ref::MIN)..(home + 1, 0, Ref::MIN));
+                let blocks = all.map(|(.., r)| *r).collect();
+                return Some(Stretch { home, stream: 0..u64::MAX, class: *class, blocks });
+            }
+            if *class > Class::Urgent && waiting.contains(&home) {
+                continue;
+            }
+            let (blocks, stream) = self.gather(table, *first, *class)?;
+            let short = stream.end - stream.start < RUN_MIN;
+            if *class > Class::Urgent && short && is.flying {
+                waiting.push(home);
+                continue;
+            }
+            let stream = stream.start..reach(table, &blocks).max(stream.end);
+            return Some(Stretch { home, stream, class: *class, blocks });
         }
-        let (blocks, stream) = self.gather(table, *first, *class)?;
-        Some(Stretch { home, stream, class: *class, blocks })
+        None
     }
 
     /// Collects the blocks around `first` that one run shall bring, in order of
@@ -118,6 +147,16 @@ impl RegistryQueue {
         let blocks = before.into_iter().rev().chain([first]).chain(after).collect();
         Some((blocks, stream))
     }
+}
+
+/// How far a run goes beyond its last block: readahead and bulk go on to where
+/// the stream can be entered next, for the rest of a span costs as much again as
+/// all of it if it is asked for later. What is urgent alone costs no more than
+/// it must.
+fn reach(table: &Table, blocks: &[Ref]) -> u64 {
+    let last = blocks.last().and_then(|r| table.get(*r));
+    let last = last.filter(|b| b.class > Class::Urgent).and_then(|b| b.place.as_ref());
+    last.map_or(0, |place| place.next.min(place.stream.end + REACH_MAX))
 }
 
 type Keys = ((Class, u64, Ref), (u32, u64, Ref));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::model::{
     Action, BlockKey, Class, Fault, Holding, Home, Near, PeerId, Time, TunnelId,
 };
-use super::peer_set::Slot;
+use super::peer_set::{PeerSet, Slot};
 use super::table::{Lane, Ref, State};
 use super::{Scheduler, Timer};
 use crate::fetch::ladder::LadderEvent;
@@ -126,7 +126,14 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn on_getting(&mut self, id: &PeerId, object: ObjectId, range: Range<u32>, on: bool) {
+    pub(super) fn on_getting(
+        &mut self,
+        id: &PeerId,
+        (home, run): (Home, u32),
+        object: ObjectId,
+        range: Range<u32>,
+        on: bool,
+    ) {
         let Some(slot) = self.peers.slot(id).filter(|slot| self.peers.lan.contains(*slot)) else {
             return;
         };
@@ -136,6 +143,13 @@ impl Scheduler {
         }
         if on {
             self.note_news(slot);
+            let live = self.live_neighbours();
+            let n = self.homes.open(home, self.settings.theta, self.now);
+            if let Some(state) = n.and_then(|n| self.homes.get_mut(n)) {
+                // It wants the layer, or it would not get it.
+                state.set_wanter(slot, true);
+                state.claim(run, Some(slot), |s| live.contains(s), &self.me, &self.peers);
+            }
         }
         for r in self.blocks.of_object(&object, range) {
             let Some(block) = self.blocks.get_mut(r) else { continue };
@@ -156,11 +170,8 @@ impl Scheduler {
         if block.forced || !self.crosses(block) || !self.peers.lan.contains(other) {
             return;
         }
-        let run = block.place.as_ref().map_or(0, |p| p.run);
+        let run = block.run;
         let Some(state) = self.homes.get_mut(block.home) else { return };
-        let run = if state.whole { 0 } else { run };
-        // The neighbour wants it, or it would not get it.
-        state.set_wanter(other, true);
         let order = state.order(run, &self.me, &self.peers);
         let first = order.iter().find(|slot| slot.is_none() || **slot == Some(other));
         if first != Some(&Some(other)) {
@@ -205,6 +216,17 @@ impl Scheduler {
             block.neighbour_waits = true;
         }
         self.reclass(r);
+    }
+
+    /// Neighbours that bring something, as far as is known.
+    pub(super) fn live_neighbours(&self) -> PeerSet {
+        let mut set = self.peers.lan.and(self.peers.alive());
+        for (slot, peer) in self.peers.iter() {
+            if peer.news + self.settings.lan_patience <= self.now {
+                set.remove(slot);
+            }
+        }
+        set
     }
 
     fn note_news(&mut self, slot: Slot) {

@@ -88,6 +88,8 @@ pub(super) struct Block {
     pub(super) len: u32,
     pub(super) place: Option<Place>,
     pub(super) home: u32,
+    /// The run that it stands in.
+    pub(super) run: u32,
     /// Of its most urgent interest.
     pub(super) class: Class,
     /// Of its most hurried interest.
@@ -107,6 +109,8 @@ pub(super) struct Block {
     pub(super) claimed: bool,
     /// The neighbour that was asked to hurry.
     pub(super) asked_of: Option<Slot>,
+    /// Since when it waits for its turn to be got by this node.
+    pub(super) waits_since: Option<Time>,
     /// When its class became what it is.
     pub(super) since: Time,
     /// Order of wanting.
@@ -129,9 +133,9 @@ impl Block {
         set
     }
 
-    /// When it was first asked for.
-    pub(super) fn first_asked(&self) -> Option<Time> {
-        self.flights.iter().map(|f| f.since).min()
+    /// Since when it is in flight in its class.
+    pub(super) fn waited_from(&self) -> Option<Time> {
+        self.flights.iter().map(|f| f.since).min().map(|since| since.max(self.since))
     }
 }
 
@@ -171,7 +175,14 @@ impl Counts {
 
 impl Table {
     /// Adds a block that is not in the table, as queued.
-    pub(super) fn add(&mut self, wanted: Wanted, home: u32, class: Class, now: Time) -> Ref {
+    pub(super) fn add(
+        &mut self,
+        wanted: Wanted,
+        home: u32,
+        run: u32,
+        class: Class,
+        now: Time,
+    ) -> Ref {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, None));
             (self.slots.len() - 1) as u32
@@ -185,6 +196,7 @@ impl Table {
             len: wanted.len.max(1),
             place: wanted.place,
             home,
+            run,
             class,
             deadline: None,
             interests: Vec::new(),
@@ -195,6 +207,7 @@ impl Table {
             forced: false,
             claimed: false,
             asked_of: None,
+            waits_since: None,
             since: now,
             seq: self.next_seq,
             state: State::Queued,

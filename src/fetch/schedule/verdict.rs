@@ -22,6 +22,17 @@ pub(super) enum Verdict {
     Stuck,
 }
 
+impl Verdict {
+    /// Whether it says to ask beyond the LAN.
+    pub(super) fn crosses(&self, lan: &PeerSet) -> bool {
+        match self {
+            Self::Peers(set) => set.and(*lan).is_empty(),
+            Self::Registry => true,
+            Self::Reserve { .. } | Self::Stuck => false,
+        }
+    }
+}
+
 /// A run that a neighbour should get, and that this node may get instead when it
 /// has nothing else to do. The order is that of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,25 +100,29 @@ impl Scheduler {
     /// Whether it is a neighbour's turn to get the block for the LAN.
     fn turn(&mut self, r: Ref, view: &View) -> Option<Verdict> {
         let block = self.blocks.get(r)?;
-        let (home, since, reader) = (block.home, block.since, block.class.is_reader());
-        let run = block.place.as_ref().map_or(block.key.index / 256, |p| p.run);
+        let (home, run, since, class) = (block.home, block.run, block.since, block.class);
         let state = self.homes.get_mut(home)?;
         let wanters = state.wanters.and(view.alive).and(self.peers.lan);
-        if wanters.is_empty() {
+        if wanters.is_empty() || state.stolen.contains(&run) {
             return None;
         }
-        let run = if state.whole { 0 } else { run };
-        if state.stolen.contains(&run) {
-            return None;
-        }
+        // Who began with a run goes on with it; before anybody did, hashing says
+        // who shall. One that brings nothing, though it should, has lost its turn.
+        let patience = self.settings.lan_patience;
+        let serves = |slot: Slot| {
+            let news = self.peers.get(slot).map(|p| p.news.max(since) + patience);
+            wanters.contains(slot) && news.is_some_and(|until| until > self.now)
+        };
+        let holder = state.holder(run).filter(|h| h.is_none_or(serves));
         let (mut rank, mut first) = (0, None);
+        match holder {
+            Some(None) => return None,
+            Some(Some(slot)) => (rank, first) = (1, Some(slot)),
+            None => {}
+        }
         for slot in state.order(run, &self.me, &self.peers) {
             let Some(slot) = *slot else { break };
-            let Some(peer) = self.peers.get(slot).filter(|_| wanters.contains(slot)) else {
-                continue;
-            };
-            // One that brings nothing, though it should, has lost its turn.
-            if peer.news.max(since) + self.settings.lan_patience > self.now {
+            if serves(slot) && first != Some(slot) {
                 rank += 1;
                 first.get_or_insert(slot);
             }
@@ -115,13 +130,16 @@ impl Scheduler {
         if rank == 0 {
             return None;
         }
-        if reader {
-            let until = since + self.settings.lan_grace * rank;
-            let wait = Verdict::Reserve { until: Some(until), ask: first, theft: None };
-            return (until > self.now).then_some(wait);
+        if !class.is_reader() {
+            let theft = Theft { rank, run: std::cmp::Reverse(run), home };
+            return Some(Verdict::Reserve { until: None, ask: None, theft: Some(theft) });
         }
-        let theft = Theft { rank, run: std::cmp::Reverse(run), home };
-        Some(Verdict::Reserve { until: None, ask: None, theft: Some(theft) })
+        // The wait begins when there is somebody to ask elsewhere.
+        self.across(self.blocks.get(r)?, view)?;
+        let now = self.now;
+        let since = *self.blocks.get_mut(r)?.waits_since.get_or_insert(now);
+        let until = since + self.settings.lan_grace * rank;
+        (until > now).then_some(Verdict::Reserve { until: Some(until), ask: first, theft: None })
     }
 
     /// Whom to ask beyond the LAN: peers first, the registry last.

@@ -16,6 +16,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// After this long without progress a layer's sources are looked for anew.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
+/// Blocks of a run where no stream says where runs begin.
+const RUN_BLOCKS: u32 = 256;
+
 impl Scheduler {
     pub(super) fn on_home(&mut self, home: Home, size: u64, whole: bool, registry: bool) {
         let theta = self.settings.theta;
@@ -55,7 +58,14 @@ impl Scheduler {
 
     fn add(&mut self, wanted: Wanted, home: u32, class: Class) -> Ref {
         let key = wanted.key;
-        let r = self.blocks.add(wanted, home, class, self.now);
+        let whole = self.homes.get(home).is_some_and(|s| s.whole);
+        let run = match &wanted.place {
+            // One stream is one run.
+            Some(_) if whole => 0,
+            Some(place) => place.run,
+            None => key.index / RUN_BLOCKS,
+        };
+        let r = self.blocks.add(wanted, home, run, class, self.now);
         let (holders, getting) = (self.holdings.holders(&key), self.gettings.holders(&key));
         if let Some(block) = self.blocks.get_mut(r) {
             (block.holders, block.getting) = (holders, getting);
@@ -193,13 +203,13 @@ impl Scheduler {
             }
         }
         if block.claimed && delivered.is_none() {
-            let blocks = block.key.index..block.key.index + 1;
-            self.actions.push(Action::Claim { object: block.key.object, blocks, on: false });
+            self.say_claim(block.home, block.run, block.key, false);
         }
         if let Some(state) = self.homes.get_mut(block.home) {
             state.blocks -= 1;
             if state.blocks == 0 {
                 state.stolen.clear();
+                state.forget_own();
             }
         }
         Some(block)
@@ -231,6 +241,7 @@ impl Scheduler {
         let tau = if state.ladder.rung() == Rung::Local { lan } else { far };
         let steps = state.ladder.apply(now, event, tau);
         if state.ladder.reach() != before {
+            state.climbed = now;
             self.planning.dirty = true;
         }
         let wake = state.ladder.wake();
