@@ -4,8 +4,12 @@
 #![allow(unreachable_pub)]
 
 mod check;
+mod judge;
 mod net;
+mod serve;
 mod world;
 
 mod basics;
+mod faults;
+mod mutations;
 mod tmp;

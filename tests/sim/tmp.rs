@@ -4,8 +4,8 @@ use crate::world::*;
 
 #[test]
 fn explore() {
-    for seed in 0..2 {
-        for mode in 0..3 {
+    for seed in 0..1 {
+        for mode in 0..1 {
             let mut world = World::new(&[3, 3], Layer::of(64 * MIB), seed);
             world.start();
             for node in 0..6 {

@@ -15,7 +15,8 @@ use peersync::fetch::schedule::{
 use peersync::types::{Digest, ObjectId};
 
 use crate::check::Checks;
-use crate::net::{CHUNK, Net};
+use crate::net::Net;
+use crate::serve::{Chunk, Job, Tunnel};
 
 pub const MIB: u64 = 1 << 20;
 pub const MS: Duration = Duration::from_millis(1);
@@ -124,7 +125,7 @@ pub enum Mutation {
 }
 
 #[derive(Clone, Debug)]
-enum Msg {
+pub enum Msg {
     Tell(usize, Event),
     Tick(usize),
     Serve { tunnel: TunnelId, job: Job },
@@ -137,39 +138,6 @@ enum Msg {
     Step(usize),
 }
 
-#[derive(Clone, Debug)]
-struct Chunk {
-    tunnel: TunnelId,
-    request: RequestId,
-    bytes: u64,
-    /// The bytes are the last of a block (or of a part of it).
-    block: Option<(BlockKey, u64)>,
-    end: bool,
-}
-
-/// A request at the side that answers it.
-#[derive(Clone, Debug)]
-pub struct Job {
-    pub request: RequestId,
-    pub urgent: bool,
-    /// Bytes to send, and the block that is through with them.
-    pub items: VecDeque<(u64, u64, Option<BlockKey>)>,
-}
-
-/// A connection: to a peer, or a registry's answer to one run.
-#[derive(Debug)]
-pub struct Tunnel {
-    pub server: Option<usize>,
-    pub client: usize,
-    pub urgent: VecDeque<Job>,
-    pub bulk: VecDeque<Job>,
-    flying: u64,
-    last_arrival: Duration,
-    /// Bytes of blocks that come in parts.
-    got: BTreeMap<BlockKey, u64>,
-    served: u32,
-}
-
 /// A node.
 pub struct Node {
     pub scheduler: Scheduler,
@@ -178,14 +146,14 @@ pub struct Node {
     pub has: BTreeSet<BlockKey>,
     pub id: PeerId,
     ticking: Option<Duration>,
-    tunnels: BTreeMap<usize, Vec<TunnelId>>,
+    pub tunnels: BTreeMap<usize, Vec<TunnelId>>,
     opening: BTreeMap<usize, usize>,
     banned: BTreeSet<usize>,
-    news: [BTreeSet<BlockKey>; 2],
+    pub news: [BTreeSet<BlockKey>; 2],
     /// What it was told that others have.
     pub known: BTreeMap<usize, BTreeSet<BlockKey>>,
     /// Requests for registry runs, by their tunnel.
-    runs: BTreeMap<RequestId, TunnelId>,
+    pub runs: BTreeMap<RequestId, TunnelId>,
     pub script: Option<Script>,
 }
 
@@ -213,12 +181,15 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub registry: RegistryState,
     pub registry_bytes: u64,
+    /// Wrong blocks that were noticed, and peers banned.
+    pub wrong: u32,
+    pub bans: u32,
     pub tunnels: BTreeMap<TunnelId, Tunnel>,
     pub mutation: Mutation,
     pub checks: Checks,
     queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
     messages: BTreeMap<usize, Msg>,
-    next: u64,
+    pub next: u64,
     interests: u64,
 }
 
@@ -258,6 +229,8 @@ impl World {
             nodes,
             registry: RegistryState::Up,
             registry_bytes: 0,
+            wrong: 0,
+            bans: 0,
             tunnels: BTreeMap::new(),
             mutation: Mutation::None,
             checks: Checks::default(),
@@ -373,7 +346,8 @@ impl World {
         let reading = |n: &Node| {
             n.alive && n.script.as_ref().is_some_and(|s| s.waiting.is_some() || !s.reads.is_empty())
         };
-        self.checks.open_wants(|node| self.nodes[node].alive) == 0 && !self.nodes.iter().any(reading)
+        let wanting = |n: usize| self.nodes[n].alive && self.checks.open_wants(n) > 0;
+        !(0..self.nodes.len()).any(wanting) && !self.nodes.iter().any(reading)
     }
 
     fn summary(&self) -> String {
@@ -415,7 +389,7 @@ impl World {
         true
     }
 
-    fn post(&mut self, after: Duration, message: Msg) {
+    pub fn post(&mut self, after: Duration, message: Msg) {
         self.next += 1;
         let slot = self.next as usize;
         self.messages.insert(slot, message);
@@ -437,9 +411,14 @@ impl World {
             let number = self.layer.number(key);
             self.want(node, &[number], Class::Sequential);
         }
-        let actions = self.nodes[node].scheduler.apply(self.now, event);
+        self.note_event(node, &event);
+        let mut actions = self.nodes[node].scheduler.apply(self.now, event);
         if let Err(why) = self.nodes[node].scheduler.check() {
             panic!("seed {}: node {node} at {:?}: {why}", self.seed, self.now);
+        }
+        if self.mutation == Mutation::AskTwice {
+            let again = actions.iter().find(|a| matches!(a, Action::Fetch { .. })).cloned();
+            actions.extend(again);
         }
         for action in actions {
             if let Err(why) = self.check_action(node, &action) {
@@ -454,33 +433,6 @@ impl World {
         if let Some(at) = wake.filter(|at| self.nodes[node].ticking.is_none_or(|old| *at < old)) {
             self.nodes[node].ticking = Some(at);
             self.post(at.saturating_sub(self.now), Msg::Tick(node));
-        }
-    }
-
-    /// What crosses the boundary, for people.
-    fn trace(&self, node: usize, action: &Action) {
-        let block = u64::from(self.layer.block);
-        match action {
-            Action::Run { request, stream, class, why, .. } => println!(
-                "{:>9.4} node {node} run {request} {}..{} {class:?} {why:?}",
-                self.now.as_secs_f64(),
-                stream.start / block,
-                stream.end / block
-            ),
-            Action::Fetch { request, tunnel, object, extent, urgent, why } => {
-                let first = self.layer.number(&BlockKey { object: *object, index: 0 });
-                let server = self.tunnels.get(tunnel).and_then(|t| t.server).unwrap_or(usize::MAX);
-                if !self.net.same_lan(node, server) {
-                    println!(
-                        "{:>9.4} node {node} fetch {request} from {server} {first}+{extent:?} {urgent} {why:?}",
-                        self.now.as_secs_f64()
-                    );
-                }
-            }
-            Action::Cancel { request } => {
-                println!("{:>9.4} node {node} cancel {request}", self.now.as_secs_f64());
-            }
-            _ => {}
         }
     }
 
@@ -503,16 +455,12 @@ impl World {
     }
 
     fn act(&mut self, node: usize, action: Action) {
-        let twice = self.mutation == Mutation::AskTwice;
         match action {
             Action::Fetch { request, tunnel, object, extent, urgent, .. } => {
                 let items = self.items(object, &extent);
                 let job = Job { request, urgent, items };
                 let Some(server) = self.tunnels.get(&tunnel).and_then(|t| t.server) else { return };
                 let delay = self.net.delay(Some(server), node);
-                if twice {
-                    self.post(delay, Msg::Serve { tunnel, job: job.clone() });
-                }
                 self.post(delay, Msg::Serve { tunnel, job });
             }
             Action::Run { request, stream, .. } => self.begin_run(node, request, stream),
@@ -534,6 +482,7 @@ impl World {
             }
             Action::Ban { peer } => {
                 let peer = self.node_of(&peer);
+                self.bans += 1;
                 self.nodes[node].banned.insert(peer);
                 self.hang_up(node, peer);
             }
@@ -583,59 +532,6 @@ impl World {
         }
     }
 
-    fn items(&self, object: ObjectId, extent: &Extent) -> VecDeque<(u64, u64, Option<BlockKey>)> {
-        match extent {
-            Extent::Blocks(range) => range
-                .clone()
-                .map(|index| {
-                    let len = u64::from(self.layer.block);
-                    (len, len, Some(BlockKey { object, index }))
-                })
-                .collect(),
-            Extent::Part { index, len, .. } => {
-                let len = u64::from(*len);
-                VecDeque::from([(len, len, Some(BlockKey { object, index: *index }))])
-            }
-        }
-    }
-
-    fn begin_run(&mut self, node: usize, request: RequestId, stream: Range<u64>) {
-        let why = match self.registry {
-            RegistryState::Up => None,
-            RegistryState::Down => Some(Refusal::Broken),
-            RegistryState::NotFound => Some(Refusal::Never),
-        };
-        if let Some(why) = why {
-            self.post(self.net.far_delay * 2, Msg::Tell(node, Event::Refused { request, why }));
-            return;
-        }
-        let block = u64::from(self.layer.block);
-        let end = stream.end.min(self.layer.size());
-        let entry = stream.start / self.layer.span * self.layer.span;
-        let mut items = VecDeque::new();
-        // What is decoded on the way is kept.
-        for n in entry / block..end.div_ceil(block) {
-            items.push_back((block, block, Some(self.layer.key(n as u32))));
-        }
-        self.next += 1;
-        let tunnel = self.next;
-        self.tunnels.insert(tunnel, Tunnel::new(None, node));
-        self.nodes[node].runs.insert(request, tunnel);
-        let job = Job { request, urgent: false, items };
-        self.post(self.net.far_delay * 2, Msg::Serve { tunnel, job });
-    }
-
-    fn cancel(&mut self, node: usize, request: RequestId) {
-        if let Some(tunnel) = self.nodes[node].runs.remove(&request) {
-            self.tunnels.remove(&tunnel);
-            return;
-        }
-        for tunnel in self.tunnels.values_mut().filter(|t| t.client == node) {
-            tunnel.urgent.retain(|j| j.request != request);
-            tunnel.bulk.retain(|j| j.request != request);
-        }
-    }
-
     fn open(&mut self, node: usize, peer: usize) {
         if let Some(opening) = self.nodes[node].opening.get_mut(&peer) {
             *opening = opening.saturating_sub(1);
@@ -659,178 +555,6 @@ impl World {
     fn hang_up(&mut self, node: usize, peer: usize) {
         for tunnel in self.nodes[node].tunnels.remove(&peer).unwrap_or_default() {
             self.tunnels.remove(&tunnel);
-        }
-    }
-
-    fn serve(&mut self, id: TunnelId, job: Job) {
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        let (client, server) = (tunnel.client, tunnel.server);
-        if let Some(server) = server {
-            if !self.nodes[server].alive {
-                return;
-            }
-            tunnel.served += 1;
-            let busy = self.nodes[server].manner == Manner::Busy && tunnel.served % 2 == 1;
-            let has = |key: &Option<BlockKey>| key.is_none_or(|k| self.nodes[server].has.contains(&k));
-            let lacks = self.nodes[server].manner == Manner::Denies
-                || !job.items.iter().all(|(_, _, key)| has(key));
-            let why = match (busy, lacks) {
-                (true, _) => Some(Refusal::Busy(MS * 100)),
-                (_, true) => Some(Refusal::NotHave),
-                _ => None,
-            };
-            if let Some(why) = why {
-                let delay = self.net.delay(Some(server), client);
-                self.post(delay, Msg::Tell(client, Event::Refused { request: job.request, why }));
-                return;
-            }
-            if self.nodes[server].manner == Manner::Stalls {
-                return;
-            }
-        }
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        if job.urgent { tunnel.urgent.push_back(job) } else { tunnel.bulk.push_back(job) }
-        self.pump(id);
-    }
-
-    /// Sends as many chunks as the tunnel's window allows.
-    fn pump(&mut self, id: TunnelId) {
-        loop {
-            let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-            let far = tunnel.server.is_none_or(|s| !self.net.same_lan(s, tunnel.client));
-            // Twice what the line holds, as a sender with a good estimate has.
-            let rate = if far { 12.5e6 } else { 125e6 };
-            let delay = self.net.delay(tunnel.server, tunnel.client);
-            let window = ((rate * delay.as_secs_f64() * 4.0) as u64).max(4 * CHUNK);
-            if tunnel.flying >= window {
-                return;
-            }
-            let urgent = !tunnel.urgent.is_empty();
-            let queue = if urgent { &mut tunnel.urgent } else { &mut tunnel.bulk };
-            let Some(job) = queue.front_mut() else { return };
-            let request = job.request;
-            let Some((left, len, key)) = job.items.front_mut() else {
-                queue.pop_front();
-                continue;
-            };
-            let drips = tunnel.server.is_some_and(|s| self.nodes[s].manner == Manner::Drips);
-            let bytes = if drips { 1 } else { CHUNK.min(*left) };
-            *left -= bytes;
-            let mut block = None;
-            if *left == 0 {
-                block = key.map(|key| (key, *len));
-                job.items.pop_front();
-            }
-            let end = job.items.is_empty();
-            if end {
-                queue.pop_front();
-            }
-            tunnel.flying += bytes;
-            let (server, client) = (tunnel.server, tunnel.client);
-            self.checks.sent(id, urgent, bytes);
-            let mut at = self.net.send(self.now, server, client, bytes, &mut self.rng);
-            if server.is_none() {
-                self.registry_bytes += bytes;
-            }
-            if drips {
-                at += Duration::from_secs(1);
-            }
-            let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-            at = at.max(tunnel.last_arrival);
-            tunnel.last_arrival = at;
-            let chunk = Chunk { tunnel: id, request, bytes, block, end };
-            self.post(at.saturating_sub(self.now), Msg::Chunk(chunk));
-            if drips {
-                tunnel_stall(&mut self.tunnels, id, window);
-                return;
-            }
-        }
-    }
-
-    fn arrive(&mut self, chunk: Chunk) {
-        let Some(tunnel) = self.tunnels.get_mut(&chunk.tunnel) else { return };
-        let (server, client) = (tunnel.server, tunnel.client);
-        if !self.nodes[client].alive || server.is_some_and(|s| !self.nodes[s].alive) {
-            return;
-        }
-        tunnel.flying = tunnel.flying.saturating_sub(chunk.bytes.max(1)).min(tunnel.flying);
-        if server.is_some_and(|s| self.nodes[s].manner == Manner::Drips) {
-            tunnel.flying = 0;
-        }
-        let back = self.net.delay(server, client);
-        self.post(back, Msg::Pump(chunk.tunnel));
-        let request = chunk.request;
-        self.tell(client, Event::Progress { request, bytes: chunk.bytes });
-        if let Some((key, len)) = chunk.block {
-            self.block_came(chunk.tunnel, client, server, request, key, len);
-        }
-        if chunk.end {
-            if server.is_none() {
-                self.nodes[client].runs.remove(&request);
-                self.tunnels.remove(&chunk.tunnel);
-            }
-            self.tell(client, Event::Done { request });
-        }
-    }
-
-    fn block_came(
-        &mut self,
-        tunnel: TunnelId,
-        node: usize,
-        server: Option<usize>,
-        request: RequestId,
-        key: BlockKey,
-        len: u64,
-    ) {
-        let whole = u64::from(self.layer.block);
-        if len < whole {
-            let Some(tunnel) = self.tunnels.get_mut(&tunnel) else { return };
-            let got = tunnel.got.entry(key).or_default();
-            *got += len;
-            if *got < whole {
-                return;
-            }
-            tunnel.got.remove(&key);
-        }
-        if server.is_some_and(|s| self.nodes[s].manner == Manner::Lies) {
-            self.tell(node, Event::Wrong { request, key });
-            return;
-        }
-        if self.mutation == Mutation::LoseBlocks && self.rng.u8(..) < 16 {
-            return;
-        }
-        // A registry's stream carries what nobody asked for, too.
-        if server.is_none() && !self.nodes[node].scheduler.is_wanted(&key) && !self.nodes[node].has.contains(&key) {
-            self.keep(node, key);
-            return;
-        }
-        self.checks.arrived(node, &key);
-        self.tell(node, Event::Block { request, key, len: whole as u32 });
-        self.keep(node, key);
-        let number = self.layer.number(&key);
-        let now = self.now;
-        if let Some(script) = &mut self.nodes[node].script
-            && let Some((n, since)) = script.waiting
-            && n == number
-        {
-            script.waiting = None;
-            script.times.push(now - since);
-            let pause = script.pause;
-            self.post(pause, Msg::Step(node));
-        }
-    }
-
-    fn keep(&mut self, node: usize, key: BlockKey) {
-        if !self.nodes[node].has.insert(key) {
-            return;
-        }
-        for (far, wait) in [(false, MS * 2), (true, MS * 100)] {
-            let news = &mut self.nodes[node].news[usize::from(far)];
-            let first = news.is_empty();
-            news.insert(key);
-            if first {
-                self.post(wait, Msg::FlushHaves { node, far });
-            }
         }
     }
 
@@ -880,7 +604,7 @@ impl World {
         }
     }
 
-    fn step_reader(&mut self, node: usize) {
+    pub fn step_reader(&mut self, node: usize) {
         let Some(mut script) = self.nodes[node].script.take().filter(|_| self.nodes[node].alive) else {
             return;
         };
@@ -898,106 +622,5 @@ impl World {
             return;
         }
         self.nodes[node].script = Some(script);
-    }
-
-    fn check_action(&mut self, node: usize, action: &Action) -> Result<(), String> {
-        match action {
-            Action::Fetch { tunnel, object, extent, urgent, why, .. } => {
-                let keys: Vec<BlockKey> = match extent {
-                    Extent::Blocks(range) => {
-                        range.clone().map(|index| BlockKey { object: *object, index }).collect()
-                    }
-                    Extent::Part { index, .. } => vec![BlockKey { object: *object, index: *index }],
-                };
-                let server = self.tunnels.get(tunnel).and_then(|t| t.server);
-                let Some(server) = server else { return Err("asked on no tunnel".into()) };
-                self.check_bulk(node, *tunnel, server, *urgent, extent)?;
-                if !self.net.same_lan(node, server) && *why != Why::Deadline {
-                    keys.iter().try_for_each(|key| self.check_local(node, key))?;
-                }
-                Ok(())
-            }
-            Action::Run { stream, why, .. } if *why != Why::Deadline => {
-                let block = u64::from(self.layer.block);
-                let end = stream.end.min(self.layer.size());
-                // Only the first block is surely why the run was begun.
-                let first = self.layer.key((stream.start / block) as u32);
-                debug_assert!(end > stream.start);
-                self.check_local(node, &first)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A block that a living neighbour is known to have is not asked for
-    /// elsewhere.
-    fn check_local(&self, node: usize, key: &BlockKey) -> Result<(), String> {
-        for (peer, has) in &self.nodes[node].known {
-            let open = self.nodes[node].tunnels.get(peer).is_some_and(|t| !t.is_empty());
-            let honest = self.nodes[*peer].manner == Manner::Honest && self.nodes[*peer].alive;
-            if self.net.same_lan(node, *peer) && honest && open && has.contains(key) {
-                return Err(format!("{key:?} asked for across the boundary, neighbour {peer} has it"));
-            }
-        }
-        Ok(())
-    }
-
-    /// No bulk goes before an urgent block that the same peer could bring, and
-    /// no more of it than the line holds twice.
-    fn check_bulk(
-        &mut self,
-        node: usize,
-        tunnel: TunnelId,
-        server: usize,
-        urgent: bool,
-        extent: &Extent,
-    ) -> Result<(), String> {
-        if urgent && self.mutation != Mutation::SwapPriority {
-            return Ok(());
-        }
-        let bytes = match extent {
-            Extent::Blocks(range) => u64::from(range.end - range.start) * u64::from(self.layer.block),
-            Extent::Part { len, .. } => u64::from(*len),
-        };
-        let scheduler = &self.nodes[node].scheduler;
-        let known = self.nodes[node].known.get(&server);
-        let waits = |key: &BlockKey| {
-            known.is_some_and(|k| k.contains(key))
-                && matches!(scheduler.state_of(key), Some("queued" | "planned"))
-        };
-        self.checks.bulk_issued(node, tunnel, self.now, waits)?;
-        if urgent {
-            return Ok(());
-        }
-        let Some((bulk, _, speed, rtt)) = scheduler.tunnel_load(tunnel) else {
-            return Err("asked on a tunnel that the scheduler does not know".into());
-        };
-        let cap = peersync::fetch::schedule::bulk_cap(speed, Duration::from_secs_f64(rtt));
-        if bulk > cap.max(bytes) {
-            return Err(format!("{bulk} bytes of bulk in flight on a tunnel that may have {cap}"));
-        }
-        Ok(())
-    }
-}
-
-/// One byte a second: nothing more until it has arrived.
-fn tunnel_stall(tunnels: &mut BTreeMap<TunnelId, Tunnel>, id: TunnelId, window: u64) {
-    if let Some(tunnel) = tunnels.get_mut(&id) {
-        tunnel.flying = window;
-    }
-}
-
-impl Tunnel {
-    fn new(server: Option<usize>, client: usize) -> Self {
-        Self {
-            server,
-            client,
-            urgent: VecDeque::new(),
-            bulk: VecDeque::new(),
-            flying: 0,
-            last_arrival: Duration::ZERO,
-            got: BTreeMap::new(),
-            served: 0,
-        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Scheduler;
-use super::model::{BlockKey, Class};
+use super::model::{BlockKey, Class, Time};
 use super::table::{Block, Counts, Lane, State};
 
 impl Scheduler {
@@ -89,6 +89,12 @@ impl Scheduler {
             State::Planned(_) => "planned",
             State::Flying => "flying",
         })
+    }
+
+    /// `mean + dev/2` of the time of urgent pieces, from neighbours and from
+    /// elsewhere: the time that allows one duplicate.
+    pub fn patience(&self) -> (Time, Time) {
+        (self.lan_pieces.time.patience(), self.far_pieces.time.patience())
     }
 
     /// Bulk bytes in flight on a tunnel and its round trip, speed and cap, for
