@@ -1,6 +1,7 @@
 //! What must hold, seen from outside the scheduler.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use peersync::fetch::schedule::{BlockKey, Class, Failure, RequestId, TunnelId};
@@ -15,6 +16,8 @@ pub struct Checks {
     urgent: BTreeMap<(usize, BlockKey), (Duration, BTreeMap<TunnelId, u32>)>,
     /// Sources that bring a block.
     asked: BTreeMap<(usize, BlockKey), Vec<Ask>>,
+    /// Blocks that a registry's stream passes.
+    pub runs: BTreeMap<(usize, RequestId), (Range<u32>, Duration)>,
     /// Wants that ended with an error.
     pub failures: Vec<(usize, BlockKey, Failure)>,
     /// Blocks that came more than once, or without being wanted, by node.
@@ -31,6 +34,8 @@ pub struct Ask {
     pub at: Duration,
     pub offset: u32,
     pub part: bool,
+    /// Bytes of it may still come.
+    pub live: bool,
 }
 
 impl Checks {
@@ -94,17 +99,20 @@ impl Checks {
         &mut self,
         node: usize,
         key: BlockKey,
+        number: u32,
         ask: Ask,
         patience: Duration,
     ) -> Result<(), String> {
         let asked = self.asked.entry((node, key)).or_default();
-        if asked.iter().any(|a| (a.source, a.offset) == (ask.source, ask.offset)) {
+        if asked.iter().any(|a| a.live && (a.source, a.offset) == (ask.source, ask.offset)) {
             return Err(format!("{key:?} asked twice of {}", ask.source));
         }
         let now = ask.at;
         asked.push(ask);
-        let first = asked.iter().map(|a| a.at).min().unwrap_or(now);
-        let sources: BTreeSet<usize> = asked.iter().map(|a| a.source).collect();
+        let passing = self.runs.iter().filter(|((n, _), (blocks, _))| *n == node && blocks.contains(&number));
+        let first = asked.iter().map(|a| a.at).chain(passing.map(|(_, (_, at))| *at));
+        let first = first.min().unwrap_or(now);
+        let sources: BTreeSet<usize> = asked.iter().filter(|a| a.live).map(|a| a.source).collect();
         let allowed = ((now - first).as_secs_f64() / patience.as_secs_f64() * 1.000_001) as usize;
         if sources.len() - 1 > allowed {
             return Err(format!("{key:?}: {} duplicates, {allowed} allowed", sources.len() - 1));
@@ -114,9 +122,11 @@ impl Checks {
 
     /// A request has ended. What was done in part is still being brought.
     pub fn ended(&mut self, node: usize, request: RequestId, in_part: bool) {
+        self.runs.remove(&(node, request));
         for ((n, _), asked) in &mut self.asked {
             if *n == node {
                 asked.retain(|a| a.request != request || (in_part && a.part));
+                asked.iter_mut().filter(|a| a.request == request).for_each(|a| a.live = false);
             }
         }
     }

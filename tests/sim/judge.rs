@@ -26,23 +26,31 @@ impl World {
                     Extent::Blocks(_) => (0, false),
                     Extent::Part { offset, .. } => (*offset, true),
                 };
-                let ask = Ask { source: server, request: *request, at: self.now, offset, part };
+                let ask = Ask { source: server, request: *request, at: self.now, offset, part, live: true };
                 let (lan, far) = self.nodes[node].scheduler.patience();
                 for key in &keys {
-                    self.checks.asked(node, *key, ask, lan.min(far))?;
+                    let number = self.layer.number(key);
+                    self.checks.asked(node, *key, number, ask, lan.min(far))?;
                 }
-                if !self.net.same_lan(node, server) && *why != Why::Deadline {
+                // The rest of what was begun before the neighbour had it may come.
+                let begun = offset > 0;
+                if !self.net.same_lan(node, server) && *why != Why::Deadline && !begun {
                     keys.iter().try_for_each(|key| self.check_local(node, key))?;
                 }
                 Ok(())
             }
-            Action::Run { stream, why, .. } if *why != Why::Deadline => {
+            Action::Run { request, stream, why, .. } => {
                 let block = u64::from(self.layer.block);
                 let end = stream.end.min(self.layer.size());
+                let blocks = (stream.start / block) as u32..end.div_ceil(block) as u32;
+                self.checks.runs.insert((node, *request), (blocks.clone(), self.now));
                 // Only the first block is surely why the run was begun.
-                let first = self.layer.key((stream.start / block) as u32);
-                debug_assert!(end > stream.start);
-                self.check_local(node, &first)
+                let whole = self.layer.whole;
+                match why {
+                    Why::Deadline => Ok(()),
+                    _ if whole => Ok(()),
+                    _ => self.check_local(node, &self.layer.key(blocks.start)),
+                }
             }
             Action::Cancel { request } => {
                 self.checks.ended(node, *request, false);
@@ -107,8 +115,10 @@ impl World {
         };
         let scheduler = &self.nodes[node].scheduler;
         let known = self.nodes[node].known.get(&server);
+        let honest = self.nodes[server].manner == Manner::Honest;
         let waits = |key: &BlockKey| {
-            known.is_some_and(|k| k.contains(key))
+            honest
+                && known.is_some_and(|k| k.contains(key))
                 && matches!(scheduler.state_of(key), Some("queued" | "planned"))
         };
         self.checks.bulk_issued(node, tunnel, self.now, waits)?;

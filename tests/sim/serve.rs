@@ -8,7 +8,7 @@ use peersync::fetch::schedule::{BlockKey, Event, Extent, Refusal, RequestId, Tun
 use peersync::types::ObjectId;
 
 use crate::net::CHUNK;
-use crate::world::{MS, Manner, Msg, Mutation, RegistryState, World};
+use crate::world::{MS, Manner, Msg, RegistryState, World};
 
 #[derive(Clone, Debug)]
 pub struct Chunk {
@@ -40,7 +40,6 @@ pub struct Tunnel {
     last_arrival: Duration,
     /// Bytes of blocks that come in parts.
     got: BTreeMap<BlockKey, u64>,
-    served: u32,
 }
 
 impl Tunnel {
@@ -53,7 +52,6 @@ impl Tunnel {
             flying: 0,
             last_arrival: Duration::ZERO,
             got: BTreeMap::new(),
-            served: 0,
         }
     }
 }
@@ -103,8 +101,7 @@ impl World {
             if !self.nodes[server].alive {
                 return;
             }
-            tunnel.served += 1;
-            let busy = self.nodes[server].manner == Manner::Busy && tunnel.served % 2 == 1;
+            let busy = self.nodes[server].manner == Manner::Busy && self.rng.u8(..4) == 0;
             let has = |key: &Option<BlockKey>| key.is_none_or(|k| self.nodes[server].has.contains(&k));
             let lacks = self.nodes[server].manner == Manner::Denies
                 || !job.items.iter().all(|(_, _, key)| has(key));
@@ -229,9 +226,6 @@ impl World {
         if server.is_some_and(|s| self.nodes[s].manner == Manner::Lies) {
             self.wrong += 1;
             self.tell(node, Event::Wrong { request, key });
-            return;
-        }
-        if self.mutation == Mutation::LoseBlocks && self.rng.u8(..) < 16 {
             return;
         }
         // A registry's stream carries what nobody asked for, too.

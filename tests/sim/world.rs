@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use peersync::fetch::schedule::{
-    Action, BlockKey, Class, Event, Extent, Failure, Holding, Home, Near, PeerId, Place, Refusal,
-    RequestId, Scheduler, Scope, Settings, TunnelId, Wanted, Why,
+    Action, BlockKey, Class, Event, Failure, Holding, Home, Near, PeerId, Place, RequestId,
+    Scheduler, Scope, Settings, TunnelId, Wanted,
 };
 use peersync::types::{Digest, ObjectId};
 
@@ -120,8 +120,8 @@ pub enum Mutation {
     DeafNeighbours,
     /// Neighbours count as far away.
     NoLan,
-    /// Blocks that arrive are not reported.
-    LoseBlocks,
+    /// That a want has failed is not passed on.
+    DropFailures,
 }
 
 #[derive(Clone, Debug)]
@@ -412,6 +412,7 @@ impl World {
             self.want(node, &[number], Class::Sequential);
         }
         self.note_event(node, &event);
+        if std::env::var_os("SIM_ALL").is_some() { println!("{:?} node {node} <- {event:?}", self.now); }
         let mut actions = self.nodes[node].scheduler.apply(self.now, event);
         if let Err(why) = self.nodes[node].scheduler.check() {
             panic!("seed {}: node {node} at {:?}: {why}", self.seed, self.now);
@@ -421,6 +422,7 @@ impl World {
             actions.extend(again);
         }
         for action in actions {
+            if std::env::var_os("SIM_ALL").is_some() { println!("{:?} node {node} -> {action:?}", self.now); }
             if let Err(why) = self.check_action(node, &action) {
                 panic!("seed {}: node {node} at {:?}: {why}\n  {action:?}", self.seed, self.now);
             }
@@ -506,6 +508,7 @@ impl World {
                 let (id, peer) = (self.nodes[node].id, self.node_of(&peer));
                 self.post(self.net.lan_delay, Msg::Tell(peer, Event::Asked { peer: id, key }));
             }
+            Action::Failed { .. } if self.mutation == Mutation::DropFailures => {}
             Action::Failed { key, why } => self.failed(node, &key, why),
         }
     }
@@ -516,8 +519,9 @@ impl World {
         if let Some(script) = &mut self.nodes[node].script
             && script.waiting.is_some_and(|(n, _)| n == number)
         {
+            // It got EIO, and gives up.
             script.waiting = None;
-            self.post(Duration::ZERO, Msg::Step(node));
+            script.reads.clear();
         }
     }
 

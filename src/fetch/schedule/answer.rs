@@ -15,17 +15,29 @@ const BUSY_MAX: Duration = Duration::from_secs(10);
 /// A tunnel on which an answer broke off is not asked for this long.
 const BROKEN: Duration = Duration::from_millis(200);
 
+/// Fewer bytes are no progress: a source that sends one a second would keep its
+/// readers waiting for ever.
+const PROGRESS_MIN: u64 = 16 << 10;
+/// Ended requests that are remembered.
+const ENDED_MAX: usize = 1024;
+
 impl Scheduler {
     pub(super) fn on_progress(&mut self, id: RequestId, bytes: u64) {
         let now = self.now;
         let Some(request) = self.requests.get_mut(&id) else { return };
         let bytes = bytes.min(request.left);
         request.left -= bytes;
-        request.last_progress = now;
+        request.fresh += bytes;
+        let counts = request.fresh >= PROGRESS_MIN || request.left == 0;
+        if counts {
+            (request.fresh, request.last_progress) = (0, now);
+        }
         request.position += bytes;
         let (lane, issued, class, home) =
             (request.lane, request.issued, request.class, request.home);
-        self.progressed(home);
+        if counts {
+            self.progressed(home);
+        }
         match lane {
             Lane::Registry => {
                 if let Some(state) = self.homes.get_mut(home) {
@@ -42,6 +54,9 @@ impl Scheduler {
                 let busy_since = (issued + tunnel.rtt()).max(tunnel.last_arrival);
                 tunnel.meter.record(now, bytes, now.saturating_sub(busy_since));
                 tunnel.last_arrival = now;
+                if counts {
+                    tunnel.last_progress = now;
+                }
                 let slot = tunnel.peer;
                 if let Some(peer) = self.peers.get_mut(slot) {
                     peer.round_bytes += bytes;
@@ -51,9 +66,13 @@ impl Scheduler {
     }
 
     pub(super) fn on_block(&mut self, id: RequestId, key: &BlockKey, len: u32) {
-        let peer = self.requests.get(&id).map(|request| request.peer);
+        let ended = || self.ended.iter().rev().find(|(other, _)| *other == id).map(|(_, slot)| *slot);
+        let peer = self.requests.get(&id).map(|request| request.peer).or_else(ended);
         if let Some(request) = self.requests.get_mut(&id) {
             request.delivered += 1;
+        }
+        if self.passing.get(key) == Some(&id) {
+            self.passing.remove(key);
         }
         let Some(r) = self.blocks.find(key) else {
             self.totals.duplicate += u64::from(len);
@@ -217,7 +236,7 @@ impl Scheduler {
             && let Some(tunnel) = self.peers.tunnels.get(&tunnel)
         {
             // Others before it on the same tunnel may be what it waits for.
-            quiet_since = quiet_since.max(tunnel.last_arrival);
+            quiet_since = quiet_since.max(tunnel.last_progress);
         }
         let due = (quiet_since + request.stall).min(request.hard.unwrap_or(quiet_since + request.stall));
         if due > now {
@@ -249,6 +268,11 @@ impl Scheduler {
     /// have their flight.
     pub(super) fn end_request(&mut self, id: RequestId) -> Vec<Ref> {
         let Some(request) = self.requests.remove(&id) else { return Vec::new() };
+        self.runs.remove(&id);
+        if self.ended.len() >= ENDED_MAX {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((id, request.peer));
         self.timers.remove(&(request.timer, Timer::Request(id)));
         if let Lane::Tunnel(tunnel) = request.lane
             && let Some(tunnel) = self.peers.tunnels.get_mut(&tunnel)
@@ -259,6 +283,11 @@ impl Scheduler {
                 &mut tunnel.flying_bulk
             };
             *flying = flying.saturating_sub(request.left);
+        }
+        for key in &request.let_go {
+            if self.passing.get(key) == Some(&id) {
+                self.passing.remove(key);
+            }
         }
         for r in &request.blocks {
             if let Some(block) = self.blocks.get_mut(*r) {
@@ -272,9 +301,14 @@ impl Scheduler {
 
     /// A request is not to bring the block any more. If that was the last, it is
     /// cancelled where `cancel` says so.
-    pub(super) fn forget_block(&mut self, id: RequestId, r: Ref, cancel: bool) {
+    pub(super) fn forget_block(&mut self, id: RequestId, r: Ref, key: BlockKey, cancel: bool) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         request.blocks.retain(|other| *other != r);
+        if !request.blocks.is_empty() && cancel && request.lane != Lane::Registry {
+            // It was one of several, and comes all the same.
+            request.let_go.push(key);
+            self.passing.insert(key, id);
+        }
         if request.blocks.is_empty() && cancel {
             // A stream that can only be read from its start is read to its end.
             let whole = request.lane == Lane::Registry
@@ -295,7 +329,7 @@ impl Scheduler {
         let (key, last, claimed) = (block.key, block.flights.is_empty(), block.claimed);
         let (home, run) = (block.home, block.run);
         for id in flight.requests {
-            self.forget_block(id, r, true);
+            self.forget_block(id, r, key, true);
         }
         if let Lane::Tunnel(id) = lane
             && let Some(tunnel) = self.peers.tunnels.get_mut(&id)

@@ -60,6 +60,10 @@ impl Scheduler {
     }
 
     fn check_requests(&self) -> Result<(), String> {
+        for (key, id) in &self.passing {
+            let known = self.requests.get(id).is_some_and(|q| q.let_go.contains(key));
+            ensure(known, || format!("{key:?} passes, and request {id} does not know"))?;
+        }
         let mut sums: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for (id, request) in &self.requests {
             if let Lane::Tunnel(tunnel) = request.lane {

@@ -31,8 +31,12 @@ pub(super) struct Request {
     pub(super) peer: Slot,
     /// What it is still to bring.
     pub(super) blocks: Vec<Ref>,
+    /// What it brings besides, since nobody wanted it any more.
+    pub(super) let_go: Vec<BlockKey>,
     /// Bytes still to come; of a run, of its stream.
     pub(super) left: u64,
+    /// Bytes that came since they last counted as progress.
+    pub(super) fresh: u64,
     pub(super) class: Class,
     pub(super) issued: Time,
     pub(super) last_progress: Time,
@@ -61,7 +65,7 @@ impl Scheduler {
         }
         let view = self.view();
         let verdict = self.verdict(r, &view);
-        if verdict.crosses(&self.peers.lan) && self.attach(r) {
+        if (verdict.crosses(&self.peers.lan) || self.passes(r)) && self.attach(r) {
             return;
         }
         match verdict {
@@ -293,7 +297,9 @@ impl Scheduler {
             lane: Lane::Tunnel(id),
             peer,
             blocks,
+            let_go: Vec::new(),
             left: bytes,
+            fresh: 0,
             class,
             issued: now,
             last_progress: now,
@@ -309,19 +315,14 @@ impl Scheduler {
 
     /// Starts one run more at the registry, if one may be started.
     fn pump_registry(&mut self) -> bool {
-        let runs = self.requests.values().filter(|r| r.lane == Lane::Registry).count();
         let most = self.settings.registry_runs;
-        let least = match runs {
+        let least = match self.runs.len() {
             n if n >= most => return false,
             n if n + 1 == most && most > 1 => Class::Sequential,
             _ => Class::Background,
         };
-        let flying: Vec<u32> = self
-            .requests
-            .values()
-            .filter(|r| r.lane == Lane::Registry)
-            .map(|r| r.home)
-            .collect();
+        let runs = self.runs.iter().filter_map(|id| self.requests.get(id));
+        let flying: Vec<u32> = runs.map(|request| request.home).collect();
         let homes = &self.homes;
         let home_is = |n: u32| HomeIs {
             ready: homes.get(n).is_some_and(|s| s.not_before.is_none()),
@@ -364,7 +365,9 @@ impl Scheduler {
             lane: Lane::Registry,
             peer: REGISTRY,
             blocks,
+            let_go: Vec::new(),
             left: stream.end - stream.start,
+            fresh: 0,
             class,
             issued: now,
             last_progress: now,
@@ -380,16 +383,54 @@ impl Scheduler {
         self.planning.dirty = true;
     }
 
-    /// A run in flight that will pass a block brings it too. An urgent one does
-    /// not wait for bulk that has far to go.
+    /// What a request in flight brings anyway need not be asked for: a block that
+    /// was let go of, or one that a registry's run will pass.
     pub(super) fn attach(&mut self, r: Ref) -> bool {
         let Some(block) = self.blocks.get(r).filter(|b| b.state() != State::Flying) else {
             return false;
         };
-        let Some(stream) = block.place.as_ref().map(|p| p.stream.clone()) else { return false };
-        if block.refused.contains(REGISTRY) {
-            return false;
+        let brought = self.passing.get(&block.key).copied();
+        let brought = brought.filter(|id| {
+            self.requests.get(id).is_some_and(|q| !block.refused.contains(q.peer))
+        });
+        let Some(id) = brought.or_else(|| self.passing_run(r)) else { return false };
+        let Some(lane) = self.requests.get(&id).map(|q| q.lane) else { return false };
+        if block.state() != State::Planned(Lane::Registry) {
+            self.blocks.set_state(r, State::Queued);
+            self.blocks.set_state(r, State::Planned(lane));
+            if lane == Lane::Registry {
+                self.registry.insert(&self.blocks, r);
+            }
+        } else if lane != Lane::Registry {
+            self.registry.remove(&self.blocks, r);
+            self.blocks.set_state(r, State::Queued);
+            self.blocks.set_state(r, State::Planned(lane));
         }
+        self.begin_flight(r, lane, Why::Plan);
+        let Some(block) = self.blocks.get_mut(r) else { return true };
+        let (key, len) = (block.key, block.len);
+        if let Some(flight) = block.flights.last_mut() {
+            flight.asked = len;
+            flight.requests.push(id);
+        }
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.blocks.push(r);
+            request.let_go.retain(|other| *other != key);
+        }
+        self.passing.remove(&key);
+        true
+    }
+
+    /// Whether a block that was let go of comes all the same.
+    pub(super) fn passes(&self, r: Ref) -> bool {
+        self.blocks.get(r).is_some_and(|b| self.passing.contains_key(&b.key))
+    }
+
+    /// The run in flight that will pass a block. An urgent one does not wait for
+    /// bulk that has far to go.
+    fn passing_run(&self, r: Ref) -> Option<RequestId> {
+        let block = self.blocks.get(r).filter(|b| !b.refused.contains(REGISTRY))?;
+        let stream = &block.place.as_ref()?.stream;
         let (home, urgent) = (block.home, block.class == Class::Urgent);
         let passes = |request: &Request| {
             let far = stream.end.saturating_sub(request.position) > DUPLICATE_DISTANCE;
@@ -399,29 +440,8 @@ impl Scheduler {
                 && stream.end <= request.position.saturating_add(request.left)
                 && !(urgent && far && request.class > Class::Urgent)
         };
-        let Some(id) = self.requests.iter().find(|(_, q)| passes(q)).map(|(id, _)| *id) else {
-            return false;
-        };
-        if let Some(State::Planned(Lane::Tunnel(_)) | State::Reserved) =
-            self.blocks.get(r).map(super::table::Block::state)
-        {
-            self.blocks.set_state(r, State::Queued);
-        }
-        if self.blocks.get(r).is_some_and(|b| b.state() == State::Queued) {
-            self.blocks.set_state(r, State::Planned(Lane::Registry));
-            self.registry.insert(&self.blocks, r);
-        }
-        self.begin_flight(r, Lane::Registry, Why::Plan);
-        if let Some(block) = self.blocks.get_mut(r)
-            && let Some(flight) = block.flights.last_mut()
-        {
-            flight.asked = block.len;
-            flight.requests.push(id);
-        }
-        if let Some(request) = self.requests.get_mut(&id) {
-            request.blocks.push(r);
-        }
-        true
+        let runs = || self.runs.iter().filter_map(|id| Some((*id, self.requests.get(id)?)));
+        runs().find(|(_, request)| passes(request)).map(|(id, _)| id)
     }
 
     fn next_request(&mut self) -> RequestId {
@@ -431,6 +451,9 @@ impl Scheduler {
 
     fn open_request(&mut self, id: RequestId, request: Request) {
         self.timers.insert((request.timer, Timer::Request(id)));
+        if request.lane == Lane::Registry {
+            self.runs.insert(id);
+        }
         self.requests.insert(id, request);
     }
 

@@ -37,7 +37,7 @@ mod table;
 mod verdict;
 mod wants;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 pub use lan::{builders, order as lan_order};
@@ -74,7 +74,14 @@ pub struct Scheduler {
     /// What neighbours said that they are getting.
     gettings: Holdings,
     requests: BTreeMap<RequestId, Request>,
+    /// Of these, the runs.
+    runs: BTreeSet<RequestId>,
     next_request: RequestId,
+    /// Blocks that were let go of, and that a request on a tunnel still brings,
+    /// because it brings others too.
+    passing: HashMap<BlockKey, RequestId>,
+    /// Whom requests were of that have ended lately: their blocks may still come.
+    ended: VecDeque<(RequestId, Slot)>,
     registry: RegistryQueue,
     planning: Planning,
     /// Blocks that became urgent and are to be placed before anything else.
@@ -133,7 +140,10 @@ impl Scheduler {
             holdings: Holdings::default(),
             gettings: Holdings::default(),
             requests: BTreeMap::new(),
+            runs: BTreeSet::new(),
             next_request: 0,
+            passing: HashMap::new(),
+            ended: VecDeque::new(),
             registry: RegistryQueue::default(),
             planning: Planning::default(),
             urgent: Vec::new(),

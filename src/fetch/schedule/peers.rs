@@ -29,6 +29,8 @@ const FORGIVEN: Duration = Duration::from_secs(120);
 /// Slower than this, in bytes per second, a peer elsewhere is worth less than
 /// the registry: a 256 KiB block takes it two seconds.
 const SLOW: f64 = 128.0 * 1024.0;
+/// A tunnel to a peer is waited for this long before others are asked.
+const OPENING: Duration = Duration::from_millis(500);
 /// A tunnel's round trip where none was measured.
 const RTT_DEFAULT: Duration = Duration::from_millis(20);
 
@@ -46,6 +48,8 @@ pub(super) struct Peer {
     pub(super) faulted: Time,
     /// Wrong blocks, ever.
     pub(super) strikes: u32,
+    /// When tunnels were asked for.
+    pub(super) opened: Time,
     /// No tunnel is opened before.
     pub(super) backoff: Option<Time>,
     /// Last time that it told of something new it has or gets.
@@ -64,6 +68,8 @@ pub(super) struct Tunnel {
     rtts: RttWindow,
     rtt: Duration,
     pub(super) last_arrival: Time,
+    /// Last time that enough came to count as progress.
+    pub(super) last_progress: Time,
     /// Planned for it, in order of service.
     pub(super) queue: VecDeque<Ref>,
     /// A block of which part has been asked for, and the rest is to be.
@@ -200,6 +206,7 @@ impl Peers {
             rtts: RttWindow::default(),
             rtt: RTT_DEFAULT,
             last_arrival: now,
+            last_progress: now,
             queue: VecDeque::new(),
             partial: None,
             flying_urgent: 0,
@@ -226,6 +233,17 @@ impl Peers {
         let mut set = PeerSet::default();
         for tunnel in self.tunnels.values().filter(|t| t.is_open(now)) {
             set.insert(tunnel.peer);
+        }
+        set
+    }
+
+    /// Peers whose first tunnel will be there in a moment.
+    pub(super) fn opening(&self, now: Time) -> PeerSet {
+        let mut set = PeerSet::default();
+        for (slot, peer) in self.iter() {
+            if peer.backoff.is_none() && peer.tunnels.is_empty() && peer.opened + OPENING > now {
+                set.insert(slot);
+            }
         }
         set
     }
@@ -319,6 +337,7 @@ impl Peer {
             timeouts: 0,
             faulted: now,
             strikes: 0,
+            opened: now,
             backoff: None,
             news: now,
             round_bytes: 0,

@@ -111,8 +111,9 @@ impl Scheduler {
             if self.lacks_source(&verdict) {
                 lacking.insert(home);
             }
-            if verdict.crosses(&self.peers.lan) && self.attach(r) {
-                crossing = true;
+            let crosses = verdict.crosses(&self.peers.lan);
+            if (crosses || self.passes(r)) && self.attach(r) {
+                crossing |= crosses;
                 continue;
             }
             self.settle_block(r, &verdict);

@@ -239,7 +239,7 @@ impl Scheduler {
     fn open_tunnels(&mut self, slot: Slot) {
         let settings = &self.settings;
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        peer.backoff = None;
+        (peer.backoff, peer.opened) = (None, self.now);
         peer.wanted = peer.tunnels_wanted(settings);
         self.actions.push(Action::Tunnels { peer: peer.id, count: peer.wanted });
         let at = self.now + OPENING;

@@ -49,11 +49,17 @@ pub(super) struct Theft {
 pub(super) struct View {
     pub(super) usable: PeerSet,
     pub(super) alive: PeerSet,
+    pub(super) opening: PeerSet,
 }
 
 impl Scheduler {
     pub(super) fn view(&self) -> View {
-        View { usable: self.peers.usable(self.now), alive: self.peers.alive() }
+        let now = self.now;
+        View {
+            usable: self.peers.usable(now),
+            alive: self.peers.alive(),
+            opening: self.peers.opening(now),
+        }
     }
 
     pub(super) fn verdict(&mut self, r: Ref, view: &View) -> Verdict {
@@ -63,7 +69,7 @@ impl Scheduler {
         if !ready.is_empty() {
             return Verdict::Peers(ready);
         }
-        if block.forced {
+        if block.forced && !self.streams_in(block) {
             return self.across(block, view).unwrap_or(Verdict::Stuck);
         }
         if !near.and(view.alive).is_empty() {
@@ -81,6 +87,14 @@ impl Scheduler {
             Some(block) => self.across(block, view).unwrap_or(Verdict::Stuck),
             None => Verdict::Stuck,
         }
+    }
+
+    /// A neighbour reads the layer's only stream from its start to its end, and
+    /// everything in it: a second stream would cost the whole layer.
+    fn streams_in(&self, block: &Block) -> bool {
+        let state = self.homes.get(block.home).filter(|s| s.whole);
+        let holder = state.and_then(|s| s.holder(block.run)).flatten();
+        holder.is_some_and(|slot| self.live_neighbours().contains(slot))
     }
 
     /// Neighbours that hold the block and did not fail to give it.
@@ -130,6 +144,9 @@ impl Scheduler {
         if rank == 0 {
             return None;
         }
+        if state.whole && matches!(holder, Some(Some(_))) {
+            return Some(Verdict::Reserve { until: None, ask: first, theft: None });
+        }
         if !class.is_reader() {
             let theft = Theft { rank, run: std::cmp::Reverse(run), home };
             return Some(Verdict::Reserve { until: None, ask: None, theft: Some(theft) });
@@ -146,7 +163,11 @@ impl Scheduler {
     pub(super) fn across(&self, block: &Block, view: &View) -> Option<Verdict> {
         let state = self.homes.get(block.home)?;
         let reach = state.ladder.reach();
-        let far = block.holders.without(self.peers.lan).without(block.refused).and(view.usable);
+        let holders = block.holders.without(self.peers.lan).without(block.refused);
+        let far = holders.and(view.usable);
+        if reach.swarm && far.is_empty() && !holders.and(view.opening).is_empty() && !block.forced {
+            return Some(Verdict::Reserve { until: None, ask: None, theft: None });
+        }
         let chosen = far.and(self.peers.chosen);
         let far = if chosen.is_empty() { far } else { chosen };
         let fast = far.without(self.peers.slow);

@@ -199,7 +199,7 @@ impl Scheduler {
                 tunnel.partial = None;
             }
             for id in &flight.requests {
-                self.forget_block(*id, r, delivered != Some(*id));
+                self.forget_block(*id, r, block.key, delivered != Some(*id));
             }
         }
         if block.claimed && delivered.is_none() {
