@@ -150,7 +150,7 @@ fn chaos() {
     }
 }
 
-fn one_chaos(seed: u64) {
+pub fn one_chaos(seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let lans: Vec<usize> = (0..rng.usize(1..4)).map(|_| rng.usize(1..4)).collect();
     let mut layer = Layer::of(16 * MIB);

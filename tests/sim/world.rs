@@ -412,6 +412,7 @@ impl World {
             self.want(node, &[number], Class::Sequential);
         }
         self.note_event(node, &event);
+        DUMP.with(|d| if let Some((n, at)) = d.get() && self.now >= at { println!("{}", self.nodes[n].scheduler.describe()); d.set(None); });
         if std::env::var_os("SIM_ALL").is_some() { println!("{:?} node {node} <- {event:?}", self.now); }
         let mut actions = self.nodes[node].scheduler.apply(self.now, event);
         if let Err(why) = self.nodes[node].scheduler.check() {
@@ -628,3 +629,5 @@ impl World {
         self.nodes[node].script = Some(script);
     }
 }
+
+thread_local! { pub static DUMP: std::cell::Cell<Option<(usize, Duration)>> = const { std::cell::Cell::new(None) }; }

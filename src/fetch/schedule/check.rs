@@ -6,6 +6,9 @@ use super::Scheduler;
 use super::model::{BlockKey, Class, Time};
 use super::table::{Block, Counts, Lane, State};
 
+/// Blocks that a description tells of.
+const DESCRIBED: usize = 32;
+
 impl Scheduler {
     /// Checks every invariant of the tables.
     ///
@@ -93,6 +96,47 @@ impl Scheduler {
             State::Planned(_) => "planned",
             State::Flying => "flying",
         })
+    }
+
+    /// What it is waiting for, in a few lines: for logs of a node that hangs.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (id, t) in &self.peers.tunnels {
+            text += &format!(
+                "tunnel {id} to {:?}: {} + {} bytes in flight, {} planned, part {:?}, {:.0} B/s, open {}\n",
+                self.peers.get(t.peer).map(|p| p.id),
+                t.flying_urgent,
+                t.flying_bulk,
+                t.queue.len(),
+                t.partial.and_then(|r| self.blocks.get(r)).map(|b| b.key.index),
+                t.speed(),
+                t.is_open(self.now),
+            );
+        }
+        for (id, q) in &self.requests {
+            text += &format!(
+                "request {id} on {:?}: {} blocks, {} bytes left, since {:?}, due {:?}\n",
+                q.lane,
+                q.blocks.len(),
+                q.left,
+                q.issued,
+                q.timer
+            );
+        }
+        for (_, b) in self.blocks.iter().take(DESCRIBED) {
+            text += &format!(
+                "block {:?} {:?} {:?}: {} flights, {} holders, {} getting, claimed {}, forced {}\n",
+                b.key.index,
+                b.class,
+                b.state(),
+                b.flights.len(),
+                b.holders.len(),
+                b.getting.len(),
+                b.claimed,
+                b.forced
+            );
+        }
+        text + &format!("now {:?}, next wake {:?}\n", self.now, self.next_wake())
     }
 
     /// `mean + dev/2` of the time of urgent pieces, from neighbours and from

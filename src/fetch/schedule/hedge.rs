@@ -96,12 +96,12 @@ impl Scheduler {
         let view = self.view();
         let asked = block.flying_peers();
         let len = u64::from(block.len);
-        let near = self.neighbours_with(block).without(asked);
+        let near = self.neighbours_with(block, &view).without(asked);
         if let Some(id) = self.fastest(near.and(view.usable), len) {
             self.ask_whole(r, id, Why::Hedge);
             return;
         }
-        let lan_lives = !self.neighbours_with(block).and(view.alive).is_empty();
+        let lan_lives = !self.neighbours_with(block, &view).and(view.alive).is_empty();
         let forced = block.forced;
         if lan_lives && !forced {
             return;
@@ -190,7 +190,7 @@ impl Scheduler {
         }
         let Lane::Tunnel(slow) = flight.lane else { return };
         let (asked, len) = (block.flying_peers(), u64::from(block.len));
-        let near = self.neighbours_with(block);
+        let near = self.neighbours_with(block, view);
         let candidates = if near.and(view.alive).is_empty() {
             match self.across(block, view) {
                 Some(Verdict::Peers(far)) => far,

@@ -17,7 +17,7 @@ use super::{Scheduler, Timer};
 const URGENT_CAP: u64 = 4 << 20;
 /// A request without a byte for less than this is not late.
 const STALL_MIN: Duration = Duration::from_secs(1);
-const STALL_MAX: Duration = Duration::from_secs(10);
+const STALL_MAX: Duration = Duration::from_secs(4);
 /// A wire request takes no longer than this, however slowly its bytes come in:
 /// a peer that sends one byte a second is as good as none.
 const HARD_MIN: Duration = Duration::from_secs(10);

@@ -26,6 +26,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// A fault is forgiven after this long.
 const FORGIVEN: Duration = Duration::from_secs(120);
+/// Faults not yet forgiven that make a peer one to be asked last.
+const SHAKY: u32 = 2;
 /// Slower than this, in bytes per second, a peer elsewhere is worth less than
 /// the registry: a 256 KiB block takes it two seconds.
 const SLOW: f64 = 128.0 * 1024.0;
@@ -244,6 +246,16 @@ impl Peers {
             if peer.backoff.is_none() && peer.tunnels.is_empty() && peer.opened + OPENING > now {
                 set.insert(slot);
             }
+        }
+        set
+    }
+
+    /// Peers that did not answer in time more than once lately. They are asked
+    /// when nobody else is there, and nobody waits for them.
+    pub(super) fn shaky(&self) -> PeerSet {
+        let mut set = PeerSet::default();
+        for (slot, _) in self.iter().filter(|(_, p)| p.timeouts >= SHAKY) {
+            set.insert(slot);
         }
         set
     }

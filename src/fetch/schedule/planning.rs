@@ -108,7 +108,7 @@ impl Scheduler {
             }
             let home = block.home;
             let verdict = self.verdict(r, &view);
-            if self.lacks_source(&verdict) {
+            if self.lacks_source(&verdict, &view) {
                 lacking.insert(home);
             }
             let crosses = verdict.crosses(&self.peers.lan);
@@ -169,6 +169,7 @@ impl Scheduler {
         if let Some(until) = until {
             self.plan_again_at(until);
         }
+        self.claim_for_reader(r, verdict);
         let Some(block) = self.blocks.get_mut(r) else { return };
         if block.class.is_reader() && ask.is_some() && block.asked_of != ask {
             block.asked_of = ask;

@@ -170,13 +170,13 @@ impl Scheduler {
         if block.forced || !self.crosses(block) || !self.peers.lan.contains(other) {
             return;
         }
-        let run = block.run;
-        let Some(state) = self.homes.get_mut(block.home) else { return };
-        let order = state.order(run, &self.me, &self.peers);
-        let first = order.iter().find(|slot| slot.is_none() || **slot == Some(other));
-        if first != Some(&Some(other)) {
+        let (home, run) = (block.home, block.run);
+        let mut set = PeerSet::default();
+        set.insert(other);
+        if self.before_me(home, run, set).is_empty() {
             return;
         }
+        let Some(block) = self.blocks.get(r) else { return };
         let lanes: Vec<Lane> = block.flights.iter().map(|f| f.lane).collect();
         for lane in lanes {
             if lane == Lane::Registry || !self.is_near(lane) {

@@ -50,6 +50,7 @@ pub(super) struct View {
     pub(super) usable: PeerSet,
     pub(super) alive: PeerSet,
     pub(super) opening: PeerSet,
+    pub(super) shaky: PeerSet,
 }
 
 impl Scheduler {
@@ -59,12 +60,30 @@ impl Scheduler {
             usable: self.peers.usable(now),
             alive: self.peers.alive(),
             opening: self.peers.opening(now),
+            shaky: self.peers.shaky(),
         }
     }
 
     pub(super) fn verdict(&mut self, r: Ref, view: &View) -> Verdict {
+        let verdict = self.sound_verdict(r, view);
+        if verdict != Verdict::Stuck {
+            return verdict;
+        }
+        // Better one that answers late than none.
         let Some(block) = self.blocks.get(r) else { return Verdict::Stuck };
-        let near = self.neighbours_with(block);
+        let shaky = block.holders.without(block.refused).and(view.shaky).and(view.usable);
+        let near = shaky.and(self.peers.lan);
+        let reach = self.homes.get(block.home).map(|s| s.ladder.reach()).unwrap_or_default();
+        match (near.is_empty(), shaky.is_empty() || !reach.swarm) {
+            (false, _) => Verdict::Peers(near),
+            (true, false) => Verdict::Peers(shaky),
+            (true, true) => Verdict::Stuck,
+        }
+    }
+
+    fn sound_verdict(&mut self, r: Ref, view: &View) -> Verdict {
+        let Some(block) = self.blocks.get(r) else { return Verdict::Stuck };
+        let near = self.neighbours_with(block, view);
         let ready = near.and(view.usable);
         if !ready.is_empty() {
             return Verdict::Peers(ready);
@@ -76,7 +95,9 @@ impl Scheduler {
             // Its tunnel is being opened, or it is busy for a moment.
             return Verdict::Reserve { until: None, ask: None, theft: None };
         }
-        let getting = block.getting.and(self.peers.lan).and(view.alive);
+        let getting = block.getting.and(self.peers.lan).and(view.alive).without(view.shaky);
+        let (home, run, claimed) = (block.home, block.run, block.claimed);
+        let getting = if claimed { self.before_me(home, run, getting) } else { getting };
         if let Some((slot, until)) = self.getter(getting) {
             return Verdict::Reserve { until: Some(until), ask: Some(slot), theft: None };
         }
@@ -98,8 +119,22 @@ impl Scheduler {
     }
 
     /// Neighbours that hold the block and did not fail to give it.
-    pub(super) fn neighbours_with(&self, block: &Block) -> PeerSet {
-        block.holders.and(self.peers.lan).without(block.refused)
+    pub(super) fn neighbours_with(&self, block: &Block, view: &View) -> PeerSet {
+        block.holders.and(self.peers.lan).without(block.refused).without(view.shaky)
+    }
+
+    /// Those of some neighbours that go before this node where they began to get
+    /// a block at the same time. All nodes agree on that.
+    pub(super) fn before_me(&mut self, home: u32, run: u32, mut of: PeerSet) -> PeerSet {
+        if of.is_empty() {
+            return of;
+        }
+        if let Some(state) = self.homes.get_mut(home) {
+            let order = state.order(run, &self.me, &self.peers);
+            // Whoever does not want the layer stands in no order, and goes first.
+            order.iter().skip_while(|s| s.is_some()).flatten().for_each(|slot| of.remove(*slot));
+        }
+        of
     }
 
     /// The neighbour that is getting a block, and how long that is believed.
@@ -116,7 +151,7 @@ impl Scheduler {
         let block = self.blocks.get(r)?;
         let (home, run, since, class) = (block.home, block.run, block.since, block.class);
         let state = self.homes.get_mut(home)?;
-        let wanters = state.wanters.and(view.alive).and(self.peers.lan);
+        let wanters = state.wanters.and(view.alive).and(self.peers.lan).without(view.shaky);
         if wanters.is_empty() || state.stolen.contains(&run) {
             return None;
         }
@@ -164,6 +199,7 @@ impl Scheduler {
         let state = self.homes.get(block.home)?;
         let reach = state.ladder.reach();
         let holders = block.holders.without(self.peers.lan).without(block.refused);
+        let holders = holders.without(view.shaky);
         let far = holders.and(view.usable);
         if reach.swarm && far.is_empty() && !holders.and(view.opening).is_empty() && !block.forced {
             return Some(Verdict::Reserve { until: None, ask: None, theft: None });
@@ -183,11 +219,12 @@ impl Scheduler {
 
     /// Whether the ladder should be climbed for a block: nobody has it that is
     /// worth asking.
-    pub(super) fn lacks_source(&self, verdict: &Verdict) -> bool {
+    pub(super) fn lacks_source(&self, verdict: &Verdict, view: &View) -> bool {
         match verdict {
             Verdict::Stuck => true,
             Verdict::Peers(set) => {
-                set.and(self.peers.lan).is_empty() && set.without(self.peers.slow).is_empty()
+                let sound = set.without(view.shaky);
+                sound.and(self.peers.lan).is_empty() && sound.without(self.peers.slow).is_empty()
             }
             _ => false,
         }
