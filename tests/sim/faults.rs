@@ -143,7 +143,7 @@ fn hedges_across_the_boundary_stay_within_two_percent() {
 fn chaos() {
     let seeds: Vec<u64> = match std::env::var("SIM_SEED").ok().and_then(|s| s.parse().ok()) {
         Some(seed) => vec![seed],
-        None => (1000..1400).collect(),
+        None => (1000..2000).collect(),
     };
     for seed in seeds {
         one_chaos(seed);

@@ -78,6 +78,7 @@ impl Scheduler {
                 self.blocks.set_state(r, State::Planned(Lane::Tunnel(id)));
                 self.enqueue_urgent(id, r);
             }
+            Verdict::Reserve { .. } => self.settle_block(r, &verdict),
             // The plan knows what to do with the rest, and it is due at once.
             Verdict::Registry if self.blocks.get(r).is_some_and(|b| b.state() == State::Queued) => {
                 self.blocks.set_state(r, State::Planned(Lane::Registry));

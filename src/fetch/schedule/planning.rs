@@ -139,7 +139,7 @@ impl Scheduler {
 
     /// Puts a block that is not in flight into the state that its verdict says,
     /// save the tunnel, which only the plan as a whole can say.
-    fn settle_block(&mut self, r: Ref, verdict: &Verdict) {
+    pub(super) fn settle_block(&mut self, r: Ref, verdict: &Verdict) {
         let Some(state) = self.blocks.get(r).map(Block::state) else { return };
         let next = match verdict {
             Verdict::Registry => State::Planned(Lane::Registry),
