@@ -12,4 +12,5 @@ mod world;
 mod basics;
 mod faults;
 mod mutations;
+mod any_events;
 mod tmp;

@@ -7,19 +7,21 @@
 //! expected arrival, an idle one starts now (the source's pseudo code has the
 //! test the wrong way round).
 //!
-//! The source looks at every tunnel for every piece. Here the tunnels that can
-//! bring the same pieces stand in one heap, so that a piece costs O(log tunnels).
+//! The source looks at every tunnel for every piece. Here each peer knows which of
+//! its tunnels is next, and peers that hold the same pieces stand in one heap, so
+//! that a piece costs O(log peers).
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+use std::ops::Range;
 
-/// Groups of at most this many lanes are searched one by one.
-const SCAN_MAX: usize = 12;
+/// Groups of at most this many peers are searched one by one.
+const SCAN_MAX: usize = 48;
 
 /// A tunnel, as the plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lane {
-    /// When it is through with what it has, in seconds from now.
+    /// When it is through with what it has, in seconds from now; not negative.
     pub ready: f64,
     /// `V_conn` in bytes per second; above zero.
     pub speed: f64,
@@ -31,8 +33,8 @@ pub struct Piece {
     /// Its priority: smaller is placed, and served, earlier.
     pub order: u128,
     /// Its size in bytes.
-    pub bytes: u64,
-    /// Which lanes can bring it: a number among the groups.
+    pub bytes: u32,
+    /// Which peers can bring it: a number among the groups.
     pub group: u32,
     /// The caller's name for it.
     pub name: u32,
@@ -53,97 +55,123 @@ pub struct Placed {
 /// first. Gives them in order of priority; a piece whose group has no lane is
 /// left out. `lanes` are left as they would be after all of it.
 ///
-/// In groups of many lanes the choice counts sizes in steps of an eighth of an
-/// octave, so that equal pieces share a heap: the chosen lane is the best one
-/// for a piece at most 12.5 % larger.
-pub fn pre_schedule(lanes: &mut [Lane], groups: &[Vec<u32>], pieces: &mut [Piece]) -> Vec<Placed> {
+/// `peers` are the lanes of each peer, `groups` the peers that hold the same
+/// pieces, by number. Lanes are compared by when a piece of the largest size
+/// would arrive, so a smaller one arrives no later than the largest could.
+pub fn pre_schedule(
+    lanes: &mut [Lane],
+    peers: &[Range<u32>],
+    groups: &[Vec<u32>],
+    pieces: &mut [Piece],
+) -> Vec<Placed> {
     pieces.sort_unstable_by_key(|piece| piece.order);
-    let mut heaps: HashMap<(u32, u64), Heap> = HashMap::new();
-    // Neighbours in the order are mostly alike; this saves looking up the heap.
-    let mut last: Option<((u32, u64), Heap)> = None;
+    let largest = pieces.iter().map(|piece| piece.bytes).max().unwrap_or(0);
+    let mut peers = Peers::new(lanes, peers, f64::from(largest));
+    let large = groups.iter().any(|group| group.len() > SCAN_MAX);
+    let mut heaps: Vec<Option<Heap>> = Vec::new();
+    heaps.resize_with(if large { groups.len() } else { 0 }, || None);
     let mut placed = Vec::with_capacity(pieces.len());
     for piece in pieces.iter() {
-        let Some(group) = groups.get(piece.group as usize).filter(|g| !g.is_empty()) else {
+        let Some(group) = groups.get(piece.group as usize) else { continue };
+        let peer = if group.len() <= SCAN_MAX {
+            group.iter().copied().min_by_key(|peer| peers.at[*peer as usize])
+        } else {
+            let heap = &mut heaps[piece.group as usize];
+            heap.get_or_insert_with(|| Heap::new(&peers.at, group)).first(&peers.at)
+        };
+        let Some((lane, arrival)) = peer.and_then(|peer| peers.give(peer, piece.bytes)) else {
             continue;
         };
-        let lane = if group.len() <= SCAN_MAX {
-            scan(lanes, group, piece.bytes)
-        } else {
-            let size = step(piece.bytes);
-            let key = (piece.group, size);
-            if last.as_ref().is_none_or(|(k, _)| *k != key) {
-                if let Some((key, heap)) = last.take() {
-                    heaps.insert(key, heap);
-                }
-                let heap = heaps.remove(&key).unwrap_or_else(|| Heap::new(lanes, group, size));
-                last = Some((key, heap));
-            }
-            match last.as_mut().and_then(|(_, heap)| heap.earliest(lanes, piece.bytes)) {
-                Some(lane) => lane,
-                None => continue,
-            }
-        };
-        let Lane { ready, speed } = &mut lanes[lane as usize];
-        *ready += piece.bytes as f64 / *speed;
-        placed.push(Placed { name: piece.name, lane, arrival: *ready });
+        placed.push(Placed { name: piece.name, lane, arrival });
+    }
+    for (lane, state) in lanes.iter_mut().zip(peers.lanes) {
+        lane.ready = state.ready;
     }
     placed
 }
 
-fn scan(lanes: &[Lane], group: &[u32], bytes: u64) -> u32 {
-    let mut best = (f64::INFINITY, group[0]);
-    for lane in group {
-        let Lane { ready, speed } = lanes[*lane as usize];
-        let arrival = ready + bytes as f64 / speed;
-        if arrival < best.0 {
-            best = (arrival, *lane);
-        }
+/// A peer without lanes brings nothing, ever.
+const NEVER: u64 = u64::MAX;
+
+/// For each peer, on which of its lanes the largest piece would arrive first, and
+/// when: as the bits of a float, which sort as it does where it is not negative.
+struct Peers<'a> {
+    own: &'a [Range<u32>],
+    lanes: Vec<State>,
+    at: Vec<u64>,
+    on: Vec<u32>,
+}
+
+/// A lane, in the terms of one plan.
+struct State {
+    ready: f64,
+    /// Seconds for the largest piece, and for a byte.
+    largest: f64,
+    byte: f64,
+}
+
+impl<'a> Peers<'a> {
+    fn new(lanes: &[Lane], own: &'a [Range<u32>], largest: f64) -> Self {
+        let state = |lane: &Lane| State {
+            ready: lane.ready.max(0.0),
+            largest: largest / lane.speed,
+            byte: 1.0 / lane.speed,
+        };
+        let lanes = lanes.iter().map(state).collect();
+        let (at, on) = (vec![NEVER; own.len()], vec![0; own.len()]);
+        let mut peers = Self { own, lanes, at, on };
+        (0..own.len()).for_each(|peer| peers.look(peer));
+        peers
     }
-    best.1
+
+    /// Gives a peer a piece: on which lane, and when it arrives.
+    fn give(&mut self, peer: u32, bytes: u32) -> Option<(u32, f64)> {
+        let peer = peer as usize;
+        if self.at[peer] == NEVER {
+            return None;
+        }
+        let lane = self.on[peer];
+        let state = &mut self.lanes[lane as usize];
+        state.ready += f64::from(bytes) * state.byte;
+        let arrival = state.ready;
+        self.look(peer);
+        Some((lane, arrival))
+    }
+
+    fn look(&mut self, peer: usize) {
+        let mut best = (NEVER, 0);
+        for lane in self.own[peer].clone() {
+            let state = &self.lanes[lane as usize];
+            let at = (state.ready + state.largest).to_bits();
+            if at < best.0 {
+                best = (at, lane);
+            }
+        }
+        (self.at[peer], self.on[peer]) = best;
+    }
 }
 
-/// Rounds up to an eighth of an octave.
-fn step(bytes: u64) -> u64 {
-    let bits = u64::BITS - bytes.leading_zeros();
-    bytes.checked_next_multiple_of(1 << bits.saturating_sub(4)).unwrap_or(bytes)
-}
-
-/// The lanes of a group by when a piece of one size would arrive. A lane only
-/// gets later during a plan, so an entry that another heap's piece has made
-/// stale is a lower bound: it is corrected when it comes to the top.
-struct Heap {
-    size: f64,
-    lanes: BinaryHeap<Reverse<(u64, u32)>>,
-}
+/// The peers of a group by when a piece would arrive. A peer only gets later
+/// during a plan, so an entry that another group's piece has made stale is a
+/// lower bound: it is corrected when it comes to the top.
+struct Heap(BinaryHeap<Reverse<(u64, u32)>>);
 
 impl Heap {
-    fn new(lanes: &[Lane], group: &[u32], size: u64) -> Self {
-        let size = size as f64;
-        let entry = |lane: &u32| Reverse((arrival(lanes[*lane as usize], size), *lane));
-        Self { size, lanes: group.iter().map(entry).collect() }
+    fn new(at: &[u64], group: &[u32]) -> Self {
+        Self(group.iter().map(|peer| Reverse((at[*peer as usize], *peer))).collect())
     }
 
-    /// The lane where the piece arrives first; counts it in.
-    fn earliest(&mut self, lanes: &[Lane], bytes: u64) -> Option<u32> {
+    fn first(&mut self, at: &[u64]) -> Option<u32> {
         loop {
-            let mut top = self.lanes.peek_mut()?;
-            let Reverse((at, lane)) = *top;
-            let now = arrival(lanes[lane as usize], self.size);
-            if at != now {
-                *top = Reverse((now, lane));
-                continue;
+            let mut top = self.0.peek_mut()?;
+            let Reverse((was, peer)) = *top;
+            let is = at[peer as usize];
+            if was == is {
+                return Some(peer);
             }
-            let Lane { ready, speed } = lanes[lane as usize];
-            let ready = ready + bytes as f64 / speed;
-            *top = Reverse((arrival(Lane { ready, speed }, self.size), lane));
-            return Some(lane);
+            *top = Reverse((is, peer));
         }
     }
-}
-
-/// Bits of a float that is not negative sort as the float does.
-fn arrival(lane: Lane, size: f64) -> u64 {
-    (lane.ready.max(0.0) + size / lane.speed).to_bits()
 }
 
 #[cfg(test)]
@@ -159,7 +187,7 @@ mod tests {
         for piece in pieces {
             let arrival = |l: &u32| {
                 let Lane { ready, speed } = lanes[*l as usize];
-                ready + piece.bytes as f64 / speed
+                ready + f64::from(piece.bytes) / speed
             };
             let group = groups[piece.group as usize].iter().copied();
             let Some(lane) = group.min_by(|a, b| arrival(a).total_cmp(&arrival(b))) else {
@@ -174,7 +202,17 @@ mod tests {
 
     fn lanes() -> impl Strategy<Value = Vec<Lane>> {
         let lane = (0.0f64..5.0, 1e4f64..1e9).prop_map(|(ready, speed)| Lane { ready, speed });
-        prop::collection::vec(lane, 1..40)
+        prop::collection::vec(lane, 1..140)
+    }
+
+    /// One to three lanes for each peer.
+    fn peers(lanes: u32, rng: &mut fastrand::Rng) -> Vec<Range<u32>> {
+        let mut peers: Vec<Range<u32>> = vec![0..0];
+        while peers[peers.len() - 1].end < lanes {
+            let start = peers[peers.len() - 1].end;
+            peers.push(start..(start + rng.u32(1..4)).min(lanes));
+        }
+        peers
     }
 
     proptest! {
@@ -183,14 +221,18 @@ mod tests {
         fn as_looking_at_every_lane(lanes in lanes(), pieces in prop::collection::vec(
             (any::<u32>(), 0u32..3), 0..300), seed in any::<u64>()) {
             let mut rng = fastrand::Rng::with_seed(seed);
-            let all: Vec<u32> = (0..lanes.len() as u32).collect();
+            let peers = peers(lanes.len() as u32, &mut rng);
+            let all: Vec<u32> = (0..peers.len() as u32).collect();
             let some: Vec<u32> = all.iter().copied().filter(|_| rng.bool()).collect();
             let groups = vec![all, some, vec![]];
+            let flat: Vec<Vec<u32>> = groups.iter().map(|group| {
+                group.iter().flat_map(|p| peers[*p as usize].clone()).collect()
+            }).collect();
             let mut pieces: Vec<Piece> = (0u32..).zip(pieces).map(|(name, (order, group))| Piece {
                 order: u128::from(order) << 32 | u128::from(name), bytes: 1 << 20, group, name,
             }).collect();
-            let expected = reference(&mut lanes.clone(), &groups, &pieces);
-            let placed = pre_schedule(&mut lanes.clone(), &groups, &mut pieces);
+            let expected = reference(&mut lanes.clone(), &flat, &pieces);
+            let placed = pre_schedule(&mut lanes.clone(), &peers, &groups, &mut pieces);
             prop_assert_eq!(placed.len(), expected.len());
             for (a, b) in placed.iter().zip(&expected) {
                 prop_assert_eq!(a.name, b.name);
@@ -198,31 +240,22 @@ mod tests {
             }
         }
 
-        /// Any sizes: no piece goes to a lane where one an eighth larger would
-        /// have arrived later than elsewhere.
+        /// Any sizes: every piece arrives no later than the largest one could.
         #[test]
-        fn nearly_the_earliest(lanes in lanes(), sizes in prop::collection::vec(1u64..1 << 24, 0..300)) {
+        fn no_later_than_the_largest(lanes in lanes(), sizes in prop::collection::vec(1u32..1 << 24, 1..300)) {
+            let peers: Vec<Range<u32>> = (0..lanes.len() as u32).map(|n| n..n + 1).collect();
             let groups = vec![(0..lanes.len() as u32).collect::<Vec<_>>()];
+            let largest = f64::from(sizes.iter().copied().max().unwrap_or(0));
             let mut pieces: Vec<Piece> = (0u32..).zip(sizes).map(|(name, bytes)| Piece {
                 order: u128::from(name), bytes, group: 0, name }).collect();
             let mut state = lanes.clone();
-            let placed = pre_schedule(&mut lanes.clone(), &groups, &mut pieces);
+            let placed = pre_schedule(&mut lanes.clone(), &peers, &groups, &mut pieces);
             prop_assert_eq!(placed.len(), pieces.len());
-            for (piece, placed) in pieces.iter().zip(&placed) {
-                let larger = piece.bytes as f64 * 1.125 + 1.0;
-                let best = state.iter().map(|l| l.ready + larger / l.speed).fold(f64::MAX, f64::min);
-                let chosen = &mut state[placed.lane as usize];
-                let bound = best.max(chosen.ready + piece.bytes as f64 / chosen.speed);
-                prop_assert!(placed.arrival <= bound * (1.0 + 1e-9));
-                prop_assert!(chosen.ready + piece.bytes as f64 / chosen.speed <= best * (1.0 + 1e-9));
-                chosen.ready = placed.arrival;
+            for placed in &placed {
+                let best = state.iter().map(|l| l.ready + largest / l.speed).fold(f64::MAX, f64::min);
+                prop_assert!(placed.arrival <= best * (1.0 + 1e-9));
+                state[placed.lane as usize].ready = placed.arrival;
             }
-        }
-
-        #[test]
-        fn steps_are_within_an_eighth(bytes in any::<u64>()) {
-            let step = step(bytes);
-            prop_assert!(step >= bytes && step as f64 <= bytes as f64 * 1.125 + 1.0);
         }
     }
 
@@ -230,7 +263,12 @@ mod tests {
     fn an_idle_lane_starts_now_and_a_busy_one_when_it_is_through() {
         let mut lanes = vec![Lane { ready: 3.0, speed: 2.0 }, Lane { ready: 0.0, speed: 1.0 }];
         let piece = |name| Piece { order: u128::from(name), bytes: 2, group: 0, name };
-        let placed = pre_schedule(&mut lanes, &[vec![0, 1]], &mut [piece(0), piece(1), piece(2)]);
+        let placed = pre_schedule(
+            &mut lanes,
+            &[0..1, 1..2],
+            &[vec![0, 1]],
+            &mut [piece(0), piece(1), piece(2)],
+        );
         let lanes: Vec<u32> = placed.iter().map(|p| p.lane).collect();
         let arrivals: Vec<f64> = placed.iter().map(|p| p.arrival).collect();
         assert_eq!((lanes, arrivals), (vec![1, 0, 0], vec![2.0, 4.0, 5.0]));

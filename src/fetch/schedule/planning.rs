@@ -1,6 +1,7 @@
 //! When to plan, and how a plan is made of the tables and put back into them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 
 use super::model::{Action, Class, Time};
@@ -47,7 +48,9 @@ struct Item {
 struct Lanes {
     ids: Vec<u64>,
     lanes: Vec<PlanLane>,
-    by_peer: HashMap<u8, Vec<u32>>,
+    /// The lanes of each peer, and each peer's number here.
+    peers: Vec<Range<u32>>,
+    by_slot: BTreeMap<u8, u32>,
     groups: Vec<Vec<u32>>,
     by_set: HashMap<PeerSet, u32>,
 }
@@ -207,12 +210,16 @@ impl Scheduler {
 
     fn lanes(&self, view: &View) -> Lanes {
         let mut lanes = Lanes::default();
-        for (id, tunnel) in &self.peers.tunnels {
-            if view.usable.contains(tunnel.peer) && tunnel.is_open(self.now) {
-                lanes.by_peer.entry(tunnel.peer).or_default().push(lanes.ids.len() as u32);
-                lanes.ids.push(*id);
-                lanes.lanes.push(tunnel.lane());
+        for slot in view.usable.iter() {
+            let start = lanes.ids.len() as u32;
+            for id in self.peers.get(slot).into_iter().flat_map(|p| &p.tunnels) {
+                if let Some(tunnel) = self.peers.tunnels.get(id).filter(|t| t.is_open(self.now)) {
+                    lanes.ids.push(*id);
+                    lanes.lanes.push(tunnel.lane());
+                }
             }
+            lanes.by_slot.insert(slot, lanes.peers.len() as u32);
+            lanes.peers.push(start..lanes.ids.len() as u32);
         }
         lanes
     }
@@ -245,7 +252,7 @@ impl Scheduler {
                 name: n as u32,
             });
         }
-        for placed in pre_schedule(&mut lanes.lanes, &lanes.groups, &mut pieces) {
+        for placed in pre_schedule(&mut lanes.lanes, &lanes.peers, &lanes.groups, &mut pieces) {
             let first = placed.name as usize;
             let id = lanes.ids[placed.lane as usize];
             let Some(tunnel) = self.peers.tunnels.get_mut(&id) else { continue };
@@ -286,9 +293,9 @@ impl Lanes {
         if let Some(group) = self.by_set.get(&set) {
             return *group;
         }
-        let lanes = set.iter().filter_map(|slot| self.by_peer.get(&slot)).flatten().copied();
+        let peers = set.iter().filter_map(|slot| self.by_slot.get(&slot)).copied();
         let group = self.groups.len() as u32;
-        self.groups.push(lanes.collect());
+        self.groups.push(peers.collect());
         self.by_set.insert(set, group);
         group
     }
