@@ -24,8 +24,12 @@ pub mod fs;
 #[cfg(feature = "node")]
 pub mod fuse;
 #[cfg(feature = "node")]
+pub mod identity;
+#[cfg(feature = "node")]
 pub mod mount;
 #[cfg(feature = "node")]
 pub mod oci;
 #[cfg(feature = "node")]
 pub mod telemetry;
+#[cfg(feature = "node")]
+pub mod wire;
