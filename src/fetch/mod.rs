@@ -13,6 +13,7 @@ mod local;
 mod queue;
 mod registry;
 mod source;
+pub mod tunnel;
 mod work;
 
 pub use build::{FirstPass, PassError};

@@ -222,7 +222,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn number(self) -> u8 {
+    /// Its number on the wire.
+    pub fn code(self) -> u8 {
         match self {
             Self::Unneeded => 0,
             Self::Shutdown => 1,
@@ -238,7 +239,8 @@ impl Refusal {
         }
     }
 
-    fn from_number(number: u8) -> Self {
+    /// What a number means.
+    pub fn from_code(number: u8) -> Self {
         let known = [
             Self::Unneeded,
             Self::Shutdown,
@@ -299,7 +301,7 @@ impl Message {
     fn encode_body(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(hello) => hello.encode(out),
-            Self::Refuse(why) | Self::Close(why) => out.push(why.number()),
+            Self::Refuse(why) | Self::Close(why) => out.push(why.code()),
             Self::Ping(number) | Self::Pong(number) => out.extend(number.to_le_bytes()),
             Self::Subscribe { home, on, since } => {
                 home.encode(out);
@@ -374,8 +376,8 @@ impl Message {
     fn decode_body(kind: Kind, r: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(match kind {
             Kind::Hello => Self::Hello(Hello::decode(r)?),
-            Kind::Refuse => Self::Refuse(Refusal::from_number(r.u8()?)),
-            Kind::Close => Self::Close(Refusal::from_number(r.u8()?)),
+            Kind::Refuse => Self::Refuse(Refusal::from_code(r.u8()?)),
+            Kind::Close => Self::Close(Refusal::from_code(r.u8()?)),
             Kind::Ping => Self::Ping(r.u64()?),
             Kind::Pong => Self::Pong(r.u64()?),
             Kind::Subscribe => {

@@ -35,7 +35,7 @@ fn holding() -> impl Strategy<Value = Holding> {
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
-    any::<u8>().prop_map(Refusal::from_number)
+    any::<u8>().prop_map(Refusal::from_code)
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
