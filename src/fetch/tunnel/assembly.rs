@@ -127,7 +127,8 @@ mod tests {
                     complete = Some(block);
                 }
             }
-            prop_assert_eq!(&complete.expect("complete").data()[..], &data[..]);
+            let complete = complete.expect("complete");
+            prop_assert_eq!(&complete.data()[..], &data[..]);
             prop_assert!(assembly.missing().is_empty());
         }
     }

@@ -52,6 +52,9 @@ pub enum OpenError {
     Closed,
 }
 
+/// What a caller may still say after it has been refused, in bytes.
+const REST_MAX: u64 = 16 << 10;
+
 /// What a node says of itself.
 #[derive(Clone, Debug)]
 pub(super) struct Greeting {
@@ -109,8 +112,10 @@ pub(super) async fn greet(
 pub(super) async fn refuse(link: &mut Link, why: Refusal) {
     let _ = say(link, &Message::Refuse(why)).await;
     let _ = link.write.shutdown().await;
-    // A connection that is torn down at once may lose the word on its way.
-    let _ = link.read.read_u8().await;
+    // A connection that is torn down at once may lose the word on its way: wait for
+    // the caller to go.
+    let rest = (&mut link.read).take(REST_MAX);
+    let _ = tokio::io::copy(&mut { rest }, &mut tokio::io::sink()).await;
 }
 
 impl OpenError {
