@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peersync::fetch::tunnel::{Endpoint, EventKind, OpenError, Settings, Target, Transport};
+use peersync::fetch::tunnel::{Endpoint, OpenError, Settings, Target, Transport};
 use peersync::identity::{Door, Membership, Revoked};
 use peersync::types::PeerId;
 use peersync::wire::Refusal;
@@ -162,5 +162,4 @@ async fn a_port_is_for_one_endpoint() {
     let membership = Membership::new(Door::Open, Revoked::default());
     let server: Arc<crate::content::Shelf> = Arc::default();
     assert!(Endpoint::bind(taken, &key(2), membership, server).is_err());
-    let _ = EventKind::Rtt(Duration::ZERO);
 }

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use super::serve::governor::Bucket;
 use crate::wire::Refusal;
 
 /// How patient a node is.
@@ -76,27 +75,26 @@ pub(super) struct Watch {
     refused: Meter,
 }
 
-/// Counts against a rate. As a [`Bucket`], but with more in it at the start.
+/// Counts against a rate: a vessel that leaks `rate` a second and holds
+/// [`AT_ONCE`] seconds of it.
 #[derive(Debug)]
 struct Meter {
-    spare: u64,
-    bucket: Bucket,
+    rate: u64,
+    level: f64,
+    at: Duration,
 }
 
 impl Meter {
     fn new(rate: u64) -> Self {
-        Self { spare: rate * AT_ONCE, bucket: Bucket::new(Some(rate)) }
+        Self { rate, level: 0.0, at: Duration::ZERO }
     }
 
     /// Whether so many more are within the rate.
     fn count(&mut self, now: Duration, more: u64) -> bool {
-        if self.bucket.wait(now).is_zero() {
-            self.bucket.take(more);
-            return true;
-        }
-        let fits = self.spare >= more;
-        self.spare = self.spare.saturating_sub(more);
-        fits
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        self.level = (self.level - passed * self.rate as f64).max(0.0) + more as f64;
+        self.level <= (self.rate * AT_ONCE) as f64
     }
 }
 
@@ -301,12 +299,12 @@ mod tests {
                 assert_eq!(watch.news(now, 100), Ok(()), "{now:?}");
             }
         }
-        let flood = (0..100_000).map(|_| watch.news(S * 100, 100)).find(|r| r.is_err());
-        assert_eq!(flood, Some(Err(Refusal::Flood)));
-        let large = (0..1000).map(|_| self::watch().news(S, 64 << 10)).all(|r| r.is_ok());
-        assert!(large);
-        let mut other = self::watch();
-        assert!((0..1000).any(|_| other.news(S, 64 << 10).is_err()));
-        assert!((0..100_000).any(|_| other.refused(S).is_err()));
+        assert!((0..7000).all(|_| watch.news(S * 101, 100).is_ok()));
+        assert_eq!((0..2000).find_map(|_| watch.news(S * 101, 100).err()), Some(Refusal::Flood));
+        let mut watch = self::watch();
+        assert!((0..128).all(|_| watch.news(S, 64 << 10).is_ok()));
+        assert_eq!(watch.news(S, 64 << 10), Err(Refusal::Flood));
+        assert!((0..400).all(|_| watch.refused(S).is_ok()));
+        assert_eq!(watch.refused(S), Err(Refusal::Flood));
     }
 }
