@@ -8,4 +8,5 @@ mod hostile;
 mod life;
 mod node;
 mod raw;
+mod tls;
 mod transfer;

@@ -6,24 +6,14 @@ use std::sync::Arc;
 
 use peersync::types::PeerId;
 use peersync::wire::{Binding, HEADER, Hello, Kind, Message, Role};
-use rustls::client::AlwaysResolvesClientRawPublicKeys;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::sign::CertifiedKey;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
-};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::node::{LONG, key};
+use crate::tls::{client, server};
 
 pub struct Raw {
     pub stream: TlsStream<TcpStream>,
@@ -35,7 +25,7 @@ impl Raw {
     pub async fn call(n: u8, address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("connect");
         let name = ServerName::try_from("peersync.invalid").expect("name");
-        let connector = TlsConnector::from(Arc::new(client(n)));
+        let connector = TlsConnector::from(Arc::new(client(&key(n))));
         let stream = connector.connect(name, stream).await.expect("TLS");
         Self::new(stream.into(), n, Role::Caller)
     }
@@ -43,7 +33,7 @@ impl Raw {
     /// Waits for a node's call.
     pub async fn answer(n: u8, listener: &TcpListener) -> Self {
         let (stream, _) = listener.accept().await.expect("a call");
-        let acceptor = TlsAcceptor::from(Arc::new(server(n)));
+        let acceptor = TlsAcceptor::from(Arc::new(server(&key(n))));
         let stream = acceptor.accept(stream).await.expect("TLS");
         Self::new(stream.into(), n, Role::Listener)
     }
@@ -153,134 +143,5 @@ impl Raw {
     /// Reads until the other end is gone.
     pub async fn rest(&mut self) {
         while self.next().await.is_some() {}
-    }
-}
-
-fn own(n: u8, provider: &CryptoProvider) -> Arc<CertifiedKey> {
-    let key = key(n);
-    let pkcs8: [u8; 16] = [48, 46, 2, 1, 0, 48, 5, 6, 3, 43, 101, 112, 4, 34, 4, 32];
-    let spki: [u8; 12] = [48, 42, 48, 5, 6, 3, 43, 101, 112, 3, 33, 0];
-    let secret = [&pkcs8[..], &key.signing_key().to_bytes()].concat();
-    let secret = PrivatePkcs8KeyDer::from(secret).into();
-    let signer = provider.key_provider.load_private_key(secret).expect("a key");
-    let public = [&spki[..], &key.peer_id().0].concat();
-    Arc::new(CertifiedKey::new(vec![public.into()], signer))
-}
-
-fn client(n: u8) -> ClientConfig {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let own = own(n, &provider);
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
-    config.alpn_protocols = vec![b"peersync/1".to_vec()];
-    config
-}
-
-fn server(n: u8) -> ServerConfig {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let own = own(n, &provider);
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_client_cert_verifier(Arc::new(Anybody))
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(own)));
-    config.alpn_protocols = vec![b"peersync/1".to_vec()];
-    config
-}
-
-#[derive(Debug)]
-struct Anybody;
-
-fn signed(
-    message: &[u8],
-    key: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, Error> {
-    let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-    verify_tls13_signature_with_raw_key(message, &key, signature, &algorithms)
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("no TLS 1.2".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signed(message, key, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
-impl ClientCertVerifier for Anybody {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("no TLS 1.2".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signed(message, key, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
     }
 }

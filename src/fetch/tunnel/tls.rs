@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::aws_lc_rs::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer,
@@ -48,7 +51,15 @@ impl Tls {
     /// # Errors
     /// What the TLS library says of the key.
     pub(super) fn new(key: &NodeKey) -> Result<Self, Error> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut provider = aws_lc_rs::default_provider();
+        // Processors of servers have instructions for AES; the others may take what
+        // suits them better.
+        provider.cipher_suites = vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_CHACHA20_POLY1305_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+        ];
+        let provider = Arc::new(provider);
         let secret = [&PKCS8[..], &key.signing_key().to_bytes()].concat();
         let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(secret));
         let signer = provider.key_provider.load_private_key(secret)?;
