@@ -92,6 +92,15 @@ impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         let what = format!("{command:?}");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Started in the background of a shell, the tests ignore Ctrl-C, and so
+        // would whatever they start.
+        // SAFETY: sigaction is async-signal-safe and touches no memory of ours.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(command, || {
+                use nix::sys::signal::{SigHandler, Signal, signal};
+                signal(Signal::SIGINT, SigHandler::SigDfl).map(drop).map_err(std::io::Error::from)
+            });
+        }
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
         let stdout = Said::collect(child.stdout.take().expect("piped"));
         let stderr = Said::collect(child.stderr.take().expect("piped"));
