@@ -386,6 +386,12 @@ impl Inner {
                 return Err(FetchError::Closed);
             }
             state.touch(index);
+            // A new reader is a reason to try at once what failed before.
+            if let Some(blob) = state.blobs.get_mut(index.blob())
+                && blob.stalled.is_some()
+            {
+                blob.not_before = None;
+            }
             for (number, block) in blocks {
                 let Some(object) = index.object(*number) else { continue };
                 // A block is stored before it is delivered, and delivered under this
@@ -465,7 +471,7 @@ impl Inner {
     fn patience(&self, blob: &Digest, no_progress: Duration) -> Duration {
         let stalled = self.state().blobs.get(blob).and_then(|blob| blob.stalled);
         match stalled {
-            Some(at) if at.elapsed() < no_progress => no_progress / 6,
+            Some(at) if at.elapsed() < no_progress => no_progress / 2,
             _ => no_progress,
         }
     }
