@@ -5,6 +5,7 @@
 
 mod check;
 mod judge;
+mod layer;
 mod net;
 mod serve;
 mod world;
