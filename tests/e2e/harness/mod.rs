@@ -184,8 +184,16 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() ->
 /// The small real image, made once of the machine's own packages.
 pub(crate) fn lab_images() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/images.sh");
-        PathBuf::from(run(Command::new(script).arg("small")).trim_end())
-    })
+    PLACE.get_or_init(|| made_images("small"))
+}
+
+/// A real image with Python and numpy, made once.
+pub(crate) fn numpy_image() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    PLACE.get_or_init(|| made_images("numpy"))
+}
+
+fn made_images(kind: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/images.sh");
+    PathBuf::from(run(Command::new(script).arg(kind)).trim_end())
 }
