@@ -28,6 +28,7 @@ use crate::oci::registry;
 use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
+use crate::types::PeerId;
 
 /// An owner that was started for others ends when nothing has been mounted or
 /// asked for this long.
@@ -139,6 +140,7 @@ impl Node {
         let repositories = Arc::new(repositories);
         let source = RegistrySource::new(Arc::clone(&repositories) as _, Arc::clone(&counters));
         let engine = Arc::new(Engine::new(
+            PeerId(key.verifying_key().to_bytes()),
             Arc::clone(&store),
             Arc::new(Registries(source)),
             Arc::clone(&counters),
@@ -163,6 +165,13 @@ impl Node {
             Settings { key, trust, no_progress },
         ));
         let catalog = NodeCatalog::new(Arc::clone(&store), Arc::clone(&images));
+        let mounts = Arc::<Mounts>::default();
+        let shown = Arc::clone(&mounts);
+        images.on_change(move || {
+            for mounted in shown.list() {
+                mounted.handle.listings_changed();
+            }
+        });
         let node = Arc::new(Self {
             config,
             role,
@@ -171,7 +180,7 @@ impl Node {
             reader: Arc::new(reader),
             images,
             catalog,
-            mounts: Arc::default(),
+            mounts,
             counters,
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
@@ -115,6 +115,7 @@ pub struct Images {
     /// One at a time works on a layer; bounded by the work in progress.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     changed: Mutex<SystemTime>,
+    on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Images {
@@ -138,6 +139,7 @@ impl Images {
             settings,
             busy: Mutex::default(),
             changed: Mutex::new(UNIX_EPOCH),
+            on_change: OnceLock::new(),
         }
     }
 
@@ -149,6 +151,19 @@ impl Images {
     /// When images, chains or layers last became known.
     pub fn changed(&self) -> SystemTime {
         *self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `told` called after every change of [`Self::changed`]. The first call
+    /// of this counts.
+    pub fn on_change(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(told));
+    }
+
+    fn has_changed(&self) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        if let Some(told) = self.on_change.get() {
+            told();
+        }
     }
 
     /// Makes an image usable: every layer gets an index, from the store, the
@@ -249,7 +264,13 @@ impl Images {
         let ticket = self.board.begin(*blob, WorkKind::Fetch, index.content_bytes());
         let work = Arc::clone(ticket.work());
         let no_progress = self.settings.no_progress;
-        Ok(self.engine.complete(&index, no_progress, &move |bytes| work.set_done(bytes)).await?)
+        Ok(self
+            .engine
+            .complete(&index, no_progress, &move |bytes, sources| {
+                work.set_done(bytes);
+                work.set_sources(sources);
+            })
+            .await?)
     }
 
     /// Writes the indexes of an image's layers beside it, and gives the digest
@@ -411,7 +432,7 @@ impl Images {
             store_of.sync().map_err(store)
         };
         tokio::task::spawn_blocking(work).await.map_err(failed)??;
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        self.has_changed();
         Ok(chain)
     }
 
@@ -430,7 +451,7 @@ impl Images {
         let chain = chain_ids(parts).pop().unwrap_or_else(|| Digest::of(b""));
         let work = move || write(&store, &name, &image, &layers, chain);
         let view = tokio::task::spawn_blocking(work).await.map_err(failed)??;
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        self.has_changed();
         Ok(Resolved { reference: reference.to_owned(), manifest, blobs, view })
     }
 
