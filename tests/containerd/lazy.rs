@@ -13,7 +13,7 @@ use crate::harness::layout::layer_bytes;
 use crate::harness::line::Line;
 use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
-use crate::harness::{numpy_image, run};
+use crate::harness::{made_images, run};
 use crate::images::{add, base, changes, extra};
 use crate::node::Node;
 use crate::ordinary::{DATA_AND_DEEP, change_files};
@@ -105,7 +105,7 @@ fn push_index(registry: &Registry, name: &str) {
 fn numpy_is_imported_before_the_image_is_complete() {
     needs_containerd!();
     let lazy = Lazy::new(&[]);
-    let layout = numpy_image().join("oci");
+    let layout = made_images("numpy").join("oci");
     let name = "test/image:numpy";
     lazy.registry.push(&layout, "v1", name);
     push_index(&lazy.registry, name);

@@ -289,7 +289,7 @@ fn labels_that_lie_make_ordinary_snapshots() {
         (cri("manifest-digest"), other.clone()),
         (cri("image-layers"), "a,b,c".into()),
         ("containerd.io/snapshot/diff-id".into(), other.clone()),
-        ("containerd.io/snapshot/parent-chain-id".into(), other.clone()),
+        ("containerd.io/snapshot/parent-chain-id".into(), other),
     ];
     block_on(async {
         let mut s = asked.connect().await;

@@ -187,13 +187,8 @@ pub(crate) fn lab_images() -> &'static Path {
     PLACE.get_or_init(|| made_images("small"))
 }
 
-/// A real image with Python and numpy, made once.
-pub(crate) fn numpy_image() -> &'static Path {
-    static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| made_images("numpy"))
-}
-
-fn made_images(kind: &str) -> PathBuf {
+/// Images of a kind that `tests/lab/images.sh` knows, made if they are not there.
+pub(crate) fn made_images(kind: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/images.sh");
     PathBuf::from(run(Command::new(script).arg(kind)).trim_end())
 }
