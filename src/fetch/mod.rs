@@ -7,11 +7,14 @@
 mod assemble;
 mod build;
 mod engine;
+pub mod estimate;
 mod index;
 mod install;
+pub mod ladder;
 mod local;
 mod queue;
 mod registry;
+pub mod schedule;
 mod source;
 mod work;
 

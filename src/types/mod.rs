@@ -8,6 +8,7 @@ mod block;
 mod digest;
 mod hex;
 mod object;
+mod peer;
 
 pub use block::{BlockHash, Mismatch, VerifiedBlock};
 pub use digest::{Digest, DigestError, DigestHasher};
@@ -16,3 +17,4 @@ pub use object::{
     BLOCK_MAX, BLOCK_SIZE_LARGE, BLOCK_SIZE_SMALL, BlockEntry, LARGE_OBJECT, ObjectId, ObjectSpec,
     PASSTHROUGH_MIN, SpecError, block_size_for,
 };
+pub use peer::PeerId;
