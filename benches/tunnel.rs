@@ -47,6 +47,9 @@ const IN_FLIGHT: u32 = 6;
 /// What the server of the download reads at a time, in bytes.
 const CHUNK: usize = 256 << 10;
 
+/// Brings the content to a path.
+type Way<'a> = &'a dyn Fn(&Path);
+
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
     let mut number = |default| arguments.next().and_then(|a| a.parse().ok()).unwrap_or(default);
@@ -61,12 +64,12 @@ fn main() {
         .expect("runtime");
     let holder = store(&dir.path().join("holder"), &spec, Some(&source));
 
-    let ways: [(&str, &dyn Fn(&Path)); 4] = [
+    let ways: [(&str, Way<'_>); 4] = [
         ("https", &|path| runtime.block_on(download(&source, path, mib << 20))),
         ("tcp, 1 tunnel", &|path| runtime.block_on(pull(&holder, path, &spec, Transport::Tcp, 1))),
         ("tcp, 2 tunnels", &|path| runtime.block_on(pull(&holder, path, &spec, Transport::Tcp, 2))),
         ("quic, 1 tunnel", &|path| {
-            runtime.block_on(pull(&holder, path, &spec, Transport::Quic, 1))
+            runtime.block_on(pull(&holder, path, &spec, Transport::Quic, 1));
         }),
     ];
     let mut results: Vec<Vec<(f64, f64)>> = vec![Vec::new(); ways.len()];

@@ -16,6 +16,7 @@ mod queue;
 mod registry;
 pub mod schedule;
 mod source;
+pub mod tunnel;
 mod work;
 
 pub use build::{FirstPass, PassError};

@@ -56,13 +56,13 @@ impl BlockSet {
         // All runs that overlap or touch become one.
         let first = self.0.partition_point(|run| run.end < start);
         let last = first + self.0[first..].partition_point(|run| run.start <= end);
-        if let (Some(a), Some(b)) = (self.0.get(first), last.checked_sub(1)) {
-            if first < last {
-                start = start.min(a.start);
-                end = end.max(self.0[b].end);
-            }
+        if let (Some(a), Some(b)) = (self.0.get(first), last.checked_sub(1))
+            && first < last
+        {
+            start = start.min(a.start);
+            end = end.max(self.0[b].end);
         }
-        self.0.splice(first..last, [start..end]);
+        self.0.splice(first..last, std::iter::once(start..end));
     }
 
     /// Takes a run out.

@@ -1,6 +1,6 @@
 //! Reading and writing the bytes of messages.
 
-use crate::types::{Digest, ObjectId, PeerId};
+use crate::types::{Digest, ObjectId};
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -129,10 +129,6 @@ impl<'a> Reader<'a> {
 
     pub(super) fn digest(&mut self) -> Result<Digest, WireError> {
         self.array().map(Digest::from_bytes)
-    }
-
-    pub(super) fn peer(&mut self) -> Result<PeerId, WireError> {
-        self.array().map(PeerId)
     }
 
     pub(super) fn end(self) -> Result<(), WireError> {

@@ -144,10 +144,10 @@ impl Journal {
         let Some(log) = self.homes.get_mut(home) else { return };
         self.number += 1;
         log.changes.push_back((self.number, object, holding));
-        if log.changes.len() > CHANGES_MAX {
-            if let Some((number, ..)) = log.changes.pop_front() {
-                log.base = number;
-            }
+        if log.changes.len() > CHANGES_MAX
+            && let Some((number, ..)) = log.changes.pop_front()
+        {
+            log.base = number;
         }
     }
 
@@ -257,10 +257,10 @@ fn coalesce<'a>(
     let mut out: Vec<(ObjectId, Holding)> = Vec::new();
     let mut latest: HashMap<ObjectId, usize> = HashMap::new();
     for (object, holding) in changes {
-        if let Some((_, before)) = latest.get(object).and_then(|at| out.get_mut(*at)) {
-            if before.merge(holding) {
-                continue;
-            }
+        if let Some((_, before)) = latest.get(object).and_then(|at| out.get_mut(*at))
+            && before.merge(holding)
+        {
+            continue;
         }
         latest.insert(*object, out.len());
         out.push((*object, holding.clone()));
@@ -525,7 +525,7 @@ mod tests {
                                 prop_assert!(messages.last().is_some_and(|m| m.body.last));
                             }
                             let results: Vec<_> = messages.drain(..).map(|message| ledger.apply(message, |_| None)).collect();
-                            let gap = results.iter().any(|r| *r == Err(LedgerError::Gap));
+                            let gap = results.contains(&Err(LedgerError::Gap));
                             for applied in results.into_iter().flatten() {
                                 for (object, holding) in applied.changes {
                                     heard.change(object, &holding);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peersync::fetch::tunnel::{
-    Ended, Endpoint, EventKind, Fault, Patience, Settings, Transport, Tunnel, Want,
+    Ended, EventKind, Fault, Patience, Settings, Transport, Tunnel, Want,
 };
 use peersync::types::{BLOCK_MAX, Digest};
 use peersync::wire::{

@@ -288,7 +288,7 @@ async fn holdings_are_told_as_differences() {
         back.tell(Message::Have(have)).expect("room");
     }
     let reached = journal.latest(&home).expect("open");
-    let blocks: BlockSet = [3..9].into_iter().collect();
+    let blocks: BlockSet = std::iter::once(3..9).collect();
     journal.record(&home, object, Holding::Add(blocks.clone()));
     for have in journal.news(home, reached, true).expect("known") {
         back.tell(Message::Have(have)).expect("room");

@@ -313,7 +313,7 @@ impl Inbox {
             self.open -= 1;
             return Err(AnswerError::Data);
         }
-        let mut missing: BlockSet = [0..asked.want.count()].into_iter().collect();
+        let mut missing: BlockSet = std::iter::once(0..asked.want.count()).collect();
         asked.settled.runs().iter().for_each(|run| missing.remove(run));
         let first = asked.want.first();
         let missing = missing.runs().iter();

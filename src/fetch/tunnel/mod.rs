@@ -6,6 +6,23 @@
 //! and QUIC. Both carry the same frames (`wire`) on lanes: what waits for a reader
 //! goes before bulk, on TCP by turns of 64 KiB, on QUIC as a stream of its own.
 //!
+//! How it is driven, in one task:
+//!
+//! 1. [`Endpoint::bind`] gives the endpoint and its [`Events`]; [`Endpoint::open`]
+//!    opens a tunnel to a [`Target`] (peers open theirs, too). Either way
+//!    [`EventKind::Up`] hands over the [`Tunnel`], and [`EventKind::Down`] takes it
+//!    away, with the names of the requests that are left.
+//! 2. [`Tunnel::request`] asks for a [`Want`] under a name of the caller's choosing:
+//!    blocks, a part of a block, items of a first pass, roots, a block list. Then
+//!    come [`EventKind::Content`] (verified), [`EventKind::NotHave`],
+//!    [`EventKind::Wrong`], and at last [`EventKind::Done`], [`EventKind::Failed`] or
+//!    [`EventKind::Busy`]. [`Tunnel::cancel`] ends it at once.
+//! 3. Holdings: [`Tunnel::tell`] what a `wire::Ledger` gives to subscribe with, and
+//!    feed it the `Have` messages of [`EventKind::News`]; for the peer's `Subscribe`
+//!    answer with what a `wire::Journal` gives.
+//! 4. After an [`EventKind::Wrong`] or a [`Ended::Fault`], [`Endpoint::ban`] as the
+//!    penalties say.
+//!
 //! Parts without I/O: [`inbox`] (what was asked, what may come), [`assembly`],
 //! [`watch`] (does the peer behave), [`paths`] (which transport), `serve::queue`
 //! and `serve::governor` (whose turn). Around them: [`tls`], [`link`], [`tcp`],

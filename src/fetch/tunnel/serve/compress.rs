@@ -27,7 +27,7 @@ impl Worth {
     /// Whether to try a block.
     pub(super) fn try_it(&self, object: &ObjectId, index: u32) -> bool {
         let failed = self.objects.get(object).is_some_and(|failures| *failures >= GIVE_UP);
-        !failed || index % TRY_AGAIN == 0
+        !failed || index.is_multiple_of(TRY_AGAIN)
     }
 
     /// What came of it.

@@ -257,12 +257,12 @@ mod tests {
         let mut governor = Governor::new(limits);
         let sizes = [(1, 16 << 10), (2, 512 << 10), (3, 256 << 10), (2, 512 << 10)];
         let sent = run(&mut governor, Class::Bulk, &sizes, Duration::from_secs(20));
-        let share = |n: u8| sent[&n] as f64 / (200 << 20) as f64;
+        let share = |n: u8| sent[&n] as f64 / f64::from(200 << 20);
         // One with tickets of 16 KiB has one at a time: it can't take a quantum.
         assert!(share(2) > 0.3 && share(3) > 0.3, "{sent:?}");
         assert!((share(2) - share(3)).abs() < 0.01, "{sent:?}");
         let total: u64 = sent.values().sum();
-        assert!((total as f64 / (200 << 20) as f64 - 1.0).abs() < 0.02, "{total}");
+        assert!((total as f64 / f64::from(200 << 20) - 1.0).abs() < 0.02, "{total}");
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(governor.grant(Duration::ZERO).0, [3, 2, 1]);
         let mut governor = Governor::new(limits);
         let sent = run(&mut governor, Class::Background, &[(1, 10_000)], Duration::from_secs(20));
-        assert!((sent[&1] as f64 / (2000 << 10) as f64 - 1.0).abs() < 0.1, "{sent:?}");
+        assert!((sent[&1] as f64 / f64::from(2000 << 10) - 1.0).abs() < 0.1, "{sent:?}");
     }
 
     #[test]

@@ -56,10 +56,6 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    pub(crate) fn of(class: Class) -> Self {
-        if class == Class::Urgent { Self::Urgent } else { Self::Bulk }
-    }
-
     fn classes(self) -> &'static [Class] {
         match self {
             Self::Urgent => &[Class::Urgent],
