@@ -148,6 +148,13 @@ impl Node {
             Settings { key, trust, no_progress },
         ));
         let catalog = NodeCatalog::new(Arc::clone(&store), Arc::clone(&images));
+        let mounts = Arc::<Mounts>::default();
+        let shown = Arc::clone(&mounts);
+        images.on_change(move || {
+            for mounted in shown.list() {
+                mounted.handle.listings_changed();
+            }
+        });
         let node = Arc::new(Self {
             config,
             role,
@@ -156,7 +163,7 @@ impl Node {
             reader: Arc::new(reader),
             images,
             catalog,
-            mounts: Arc::default(),
+            mounts,
             counters,
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),

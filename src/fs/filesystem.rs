@@ -96,7 +96,7 @@ pub struct FileSystem {
     pub(super) reader: Arc<dyn BlockReader>,
     pub(super) options: FsOptions,
     pub(super) files: Files,
-    root: Root,
+    pub(super) root: Root,
     chains: WeightCache<Slot, Arc<Chain>>,
     directories: WeightCache<(Slot, Place), Arc<Directory>>,
 }

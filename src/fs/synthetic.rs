@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::attr::{Attr, Kind, Timestamp, Validity};
 use super::catalog::{LayerName, NameLookup, NameTarget};
 use super::error::FsError;
-use super::filesystem::{Caller, DirEntry, FileSystem, Lookup};
+use super::filesystem::{Caller, DirEntry, FileSystem, Lookup, Root};
 use super::inode::{Node, NodeId, Slot};
 use super::names::{self, Component};
 use super::stat::directory_attr;
@@ -124,13 +124,14 @@ impl FileSystem {
         let directory = |mtime| directory_attr(id, self.options.owner, mtime);
         let leaf = |kind, mode, size| Attr { kind, mode, size, blocks: 0, ..directory(changed()) };
         match node {
-            // The kernel keeps a listing until this time changes: it has to ask.
+            // Every path from here down asks for these to check permissions. The
+            // kernel keeps a listing until its time changes, and is told to look.
             Node::Root | Node::Layers | Node::Chains | Node::Images => {
-                Ok((directory(changed()), Validity::None))
+                Ok((directory(changed()), Validity::Short))
             }
             Node::Name(_) => {
                 self.path_of(node)?;
-                Ok((directory(changed()), Validity::None))
+                Ok((directory(changed()), Validity::Short))
             }
             Node::StatusDir => Ok((directory(Timestamp::default()), Validity::Forever)),
             Node::Status(index) => {
@@ -212,6 +213,26 @@ impl FileSystem {
             }
             _ => return Err(FsError::NotDirectory),
         })
+    }
+
+    /// All directories whose listing [`super::Catalog::changed`] is about: the
+    /// kernel has to look at their times again when that changes.
+    pub fn listings(&self) -> Vec<NodeId> {
+        if !matches!(self.root, Root::Whole) {
+            return Vec::new();
+        }
+        let mut found = vec![Node::Root.id(), Node::Layers.id(), Node::Chains.id()];
+        let mut todo = vec![Node::Images];
+        while let Some(directory) = todo.pop() {
+            found.push(directory.id());
+            let Ok(path) = self.path_of(directory) else { continue };
+            for (_, target) in self.catalog.names(&path) {
+                if let NameTarget::Directory(slot) = target {
+                    todo.push(Node::Name(slot));
+                }
+            }
+        }
+        found
     }
 
     /// The path below `images/` of a directory of names.

@@ -71,6 +71,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn fs(&self) -> &FileSystem {
+        &self.fs
+    }
+
     pub(super) fn new(fs: Arc<FileSystem>, runtime: Handle, stack_depth: u32) -> Self {
         Self {
             fs,

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 use super::kernel_mount::{
     MountError, MountOptions, UnmountError, can_open_device, canonical, mount_at, unmount_at,
@@ -47,6 +47,7 @@ pub struct MountHandle {
     dir: PathBuf,
     device: Option<(u32, u32)>,
     shared: Arc<Shared>,
+    notifier: Notifier,
     end: Arc<End>,
 }
 
@@ -103,6 +104,18 @@ impl MountHandle {
         );
     }
 
+    /// Tells the kernel that listings of layers, chains and images may have
+    /// changed. When this returns it answers from no old one.
+    pub fn listings_changed(&self) {
+        for id in self.shared.fs().listings() {
+            // Most of them the kernel has never heard of; a mount that has ended
+            // has nothing to forget.
+            if let Err(error) = self.notifier.inval_inode(INodeNo(id.raw()), 0, 0) {
+                trace!(%error, "a listing is not forgotten");
+            }
+        }
+    }
+
     /// Unmounts. Lazily: it disappears at once, and ends when the last program
     /// that uses it lets go; [`Self::wait`] waits for that. Succeeds if it has
     /// ended already.
@@ -148,6 +161,7 @@ fn start(
         dir: dir.to_owned(),
         device,
         shared: Arc::clone(&shared),
+        notifier: session.notifier(),
         end: Arc::clone(&end),
     };
     let name = dir.display().to_string();

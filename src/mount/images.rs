@@ -1,7 +1,7 @@
 //! From an image's name to a chain of indexed layers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
@@ -113,6 +113,7 @@ pub struct Images {
     /// One at a time works on a layer; bounded by the work in progress.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     changed: Mutex<SystemTime>,
+    on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Images {
@@ -136,6 +137,7 @@ impl Images {
             settings,
             busy: Mutex::default(),
             changed: Mutex::new(UNIX_EPOCH),
+            on_change: OnceLock::new(),
         }
     }
 
@@ -147,6 +149,19 @@ impl Images {
     /// When images, chains or layers last became known.
     pub fn changed(&self) -> SystemTime {
         *self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `told` called after every change of [`Self::changed`]. The first call
+    /// of this counts.
+    pub fn on_change(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(told));
+    }
+
+    fn has_changed(&self) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        if let Some(told) = self.on_change.get() {
+            told();
+        }
     }
 
     /// Makes an image usable: every layer gets an index, from the store, the
@@ -378,7 +393,7 @@ impl Images {
         let manifest = image.manifest.digest;
         let work = move || write(&store, &name, &image, &layers, &chain_ids(&parts));
         let view = tokio::task::spawn_blocking(work).await.map_err(failed)??;
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        self.has_changed();
         Ok(Resolved { reference: reference.to_owned(), manifest, blobs, view })
     }
 
