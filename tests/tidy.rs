@@ -94,7 +94,6 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("fetch/schedule", IO),
     ("fetch/estimate", IO),
     ("fetch/ladder", IO),
-    ("fetch/queue", IO),
     ("blocks/readahead", IO),
     ("store/format", IO),
     ("oci/reference", IO),

@@ -28,6 +28,7 @@ use crate::oci::registry;
 use crate::snapshotter::{self, Snapshotter, Socket};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
+use crate::types::PeerId;
 
 /// An owner that was started for others ends when nothing has been mounted or
 /// asked for this long.
@@ -124,6 +125,7 @@ impl Node {
         let repositories = Arc::new(repositories);
         let source = RegistrySource::new(Arc::clone(&repositories) as _, Arc::clone(&counters));
         let engine = Arc::new(Engine::new(
+            PeerId(key.verifying_key().to_bytes()),
             Arc::clone(&store),
             Arc::new(Registries(source)),
             Arc::clone(&counters),

@@ -222,7 +222,13 @@ impl Images {
         let ticket = self.board.begin(*blob, WorkKind::Fetch, index.content_bytes());
         let work = Arc::clone(ticket.work());
         let no_progress = self.settings.no_progress;
-        Ok(self.engine.complete(&index, no_progress, &move |bytes| work.set_done(bytes)).await?)
+        Ok(self
+            .engine
+            .complete(&index, no_progress, &move |bytes, sources| {
+                work.set_done(bytes);
+                work.set_sources(sources);
+            })
+            .await?)
     }
 
     /// Writes the indexes of an image's layers beside it, and gives the digest
