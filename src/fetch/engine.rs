@@ -1,29 +1,36 @@
-//! The driver: owns the want queue, starts runs, hands blocks to who waits.
+//! The engine: fetches blocks that are not here. What it is asked, and how who
+//! asks waits; the rest is in `driver`.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
-use tracing::{debug, warn};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
+use super::account::{Source, Sources};
+use super::driver::{Arrived, State, Waiter, keep_time};
 use super::index::{LayerIndex, Located, Locator};
 use super::local;
-use super::queue::{Added, BlockKey, Class, InterestId, Limits, RUN_BULK, Run, RunId, WantQueue};
-use super::source::{BlockSink, BlockSource, SourceError};
+use super::schedule::{
+    BlockKey, Class, Event, Home, InterestId, RUN_BULK, Scheduler, Settings, Wanted,
+};
+use super::source::{BlockSource, SourceError};
 use crate::store::Store;
 use crate::telemetry::Counters;
-use crate::types::{Digest, ObjectId, VerifiedBlock};
+use crate::types::{Digest, ObjectId, PeerId};
 
-/// First pause after a blob's sources failed; doubles up to [`BACKOFF_MAX`].
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-/// Longest such pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Groups of blocks of one layer that are wanted at a time: 2 GiB of its stream,
+/// so that the nodes of a LAN have much to share out among them.
+const GROUPS: usize = 64;
+/// Searches of the local store at a time for what is wanted in bulk.
+const SEARCHES: usize = 4;
+/// Readers say how long they wait; whatever is wanted besides ends after this
+/// long without progress.
+const NO_PROGRESS: Duration = Duration::from_secs(600);
 
 /// Why blocks were not fetched.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,11 +59,6 @@ struct Asked {
     no_progress: Duration,
     /// Whether the bytes are wanted too, or only to be in the store.
     data: bool,
-}
-
-struct Waiter {
-    data: bool,
-    sender: oneshot::Sender<Result<Bytes, FetchError>>,
 }
 
 /// A block that is not here, and where its bytes begin in the layer's stream.
@@ -104,59 +106,62 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    store: Arc<Store>,
+pub(super) struct Inner {
+    pub(super) store: Arc<Store>,
     locator: Locator,
-    source: Arc<dyn BlockSource>,
-    counters: Arc<Counters>,
-    limits: Limits,
-    handle: Handle,
-    state: Mutex<State>,
+    pub(super) source: Arc<dyn BlockSource>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) handle: Handle,
+    pub(super) state: Mutex<State>,
+    pub(super) started: Instant,
+    /// Told when the time at which the scheduler has to be looked at comes nearer.
+    pub(super) wake: Arc<Notify>,
+    searches: Semaphore,
     next_interest: AtomicU64,
 }
 
-#[derive(Default)]
-struct State {
-    queue: WantQueue<Waiter>,
-    /// Of the blobs that are or were asked for; bounded by the layers in use.
-    blobs: HashMap<Digest, BlobState>,
-    /// Streams with readahead.
-    streams: HashSet<u64>,
-    closed: bool,
-}
-
-struct BlobState {
-    index: Arc<LayerIndex>,
-    failures: u32,
-    not_before: Option<Instant>,
-    last_progress: Instant,
-    /// When a read last gave up, if nothing has come since.
-    stalled: Option<Instant>,
-    /// Told when a read gives up: what is in flight is stuck.
-    stuck: Arc<Notify>,
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
 }
 
 impl Engine {
-    /// An engine that stores into `store` and asks `source`. At most
-    /// `connections` runs are in flight, one of them kept for urgent ones.
+    /// An engine of node `me` that stores into `store`, and asks `source` for what
+    /// no peer has. At most `connections` runs are in flight there, one of them
+    /// kept for readers.
     pub fn new(
+        me: PeerId,
         store: Arc<Store>,
         source: Arc<dyn BlockSource>,
         counters: Arc<Counters>,
         connections: usize,
         handle: Handle,
     ) -> Self {
+        let settings = Settings {
+            registry_runs: connections.max(1),
+            no_progress: NO_PROGRESS,
+            ..Settings::default()
+        };
+        let mut seed = [0; 8];
+        // It only has to differ between nodes.
+        seed.copy_from_slice(&me.0[..8]);
+        let scheduler = Scheduler::new(me, settings, u64::from_le_bytes(seed));
         let inner = Inner {
             locator: Locator::new(Arc::clone(&store)),
             store,
             source,
             counters,
-            limits: Limits { runs: connections, bulk: connections.saturating_sub(1).max(1) },
             handle,
-            state: Mutex::default(),
+            state: Mutex::new(State::new(scheduler)),
+            started: Instant::now(),
+            wake: Arc::default(),
+            searches: Semaphore::new(SEARCHES),
             next_interest: AtomicU64::new(1),
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        inner.handle.spawn(keep_time(Arc::downgrade(&inner), Arc::clone(&inner.wake)));
+        Self { inner }
     }
 
     /// Fetches blocks of an object as urgent and gives their bytes by number.
@@ -178,7 +183,7 @@ impl Engine {
         let (here, missing) = self.inner.look_locally(&located, blocks).await?;
         let here = Mutex::new(here);
         let wanted: Vec<_> = missing.into_iter().map(|index| (located.number, index)).collect();
-        let take = |_: u32, index: u32, data: Bytes| {
+        let take = |_: u32, index: u32, (data, _): Arrived| {
             here.lock().unwrap_or_else(PoisonError::into_inner).insert(index, data);
         };
         let whom = Asked { class: Class::Urgent, no_progress, data: true };
@@ -187,7 +192,8 @@ impl Engine {
     }
 
     /// Fetches everything that is missing of a layer's content, in the order of
-    /// its stream. `told` hears how many bytes are here.
+    /// its stream. `told` hears how many bytes are here, and where those came from
+    /// that were not.
     ///
     /// # Errors
     /// As [`Engine::fetch`].
@@ -195,26 +201,33 @@ impl Engine {
         &self,
         index: &Arc<LayerIndex>,
         no_progress: Duration,
-        told: &(dyn Fn(u64) + Send + Sync),
+        told: &(dyn Fn(u64, Sources) + Send + Sync),
     ) -> Result<(), FetchError> {
         let inner = &self.inner;
         let (store, layer) = (Arc::clone(&inner.store), Arc::clone(index));
         let missing = blocking(move || Ok(missing(&store, &layer))).await?;
         let lacking: u64 = missing.iter().map(|m| m.len).sum();
-        let here = AtomicU64::new(index.content_bytes().saturating_sub(lacking));
-        told(here.load(Ordering::Relaxed));
+        let here = index.content_bytes().saturating_sub(lacking);
+        let so_far = Mutex::new((here, Sources::default()));
+        told(here, Sources::default());
+        let arrived = |number: u32, block: u32, (_, source): Arrived| {
+            let len = index.specs()[number as usize].block(block).map_or(0, |b| b.len).into();
+            let (here, sources) = {
+                let mut so_far = so_far.lock().unwrap_or_else(PoisonError::into_inner);
+                so_far.0 += len;
+                so_far.1.add(source, len);
+                *so_far
+            };
+            told(here, sources);
+        };
         let groups = stream::iter(groups(&missing)).map(Ok::<_, FetchError>);
-        let whom = Asked { class: Class::Background, no_progress, data: false };
+        let whom = Asked { class: Class::Completion, no_progress, data: false };
         groups
-            .try_for_each_concurrent(inner.limits.bulk, |group| {
-                let (here, whom) = (&here, whom);
+            .try_for_each_concurrent(GROUPS, |group| {
+                let (arrived, whom) = (&arrived, whom);
                 async move {
-                    let arrived = |number: u32, block: u32, _: Bytes| {
-                        let len = index.specs()[number as usize].block(block).map_or(0, |b| b.len);
-                        told(here.fetch_add(len.into(), Ordering::Relaxed) + u64::from(len));
-                    };
-                    let left = inner.dedup(index, group, &arrived).await?;
-                    inner.bring(index, &left, whom, &arrived).await
+                    let left = inner.dedup(index, group, arrived).await?;
+                    inner.bring(index, &left, whom, arrived).await
                 }
             })
             .await
@@ -228,26 +241,20 @@ impl Engine {
         let work = async move {
             let Ok(located) = inner.locate(object).await else { return };
             let Ok((_, missing)) = inner.look_locally(&located, blocks).await else { return };
-            {
-                let mut state = inner.state();
-                if state.closed || !state.streams.contains(&stream) {
-                    return;
-                }
-                state.touch(&located.index);
-                for index in missing {
-                    if inner.store.has_block(&object, index) {
-                        continue;
-                    }
-                    let place = located.index.place(located.number, index);
-                    let key = BlockKey { object, index };
-                    if state.queue.add(key, place, class, stream_interest(stream), None)
-                        == Added::Full
-                    {
-                        break;
-                    }
-                }
+            let wanted: Vec<Wanted> =
+                missing.iter().map(|block| located.index.wanted(located.number, *block)).collect();
+            let mut state = inner.state();
+            if !state.streams.contains(&stream) {
+                return;
             }
-            inner.pump();
+            state.touch(&located.index);
+            let wanted = wanted.into_iter();
+            let blocks = wanted.filter(|w| !inner.store.has_block(&object, w.key.index)).collect();
+            let home = Home::Layer(*located.index.blob());
+            let interest = stream_interest(stream);
+            inner.tell(&mut state, inner.home(&located.index));
+            let want = Event::Want { interest, home, class, deadline: None, blocks };
+            inner.tell(&mut state, want);
         };
         self.inner.handle.spawn(work);
     }
@@ -256,7 +263,8 @@ impl Engine {
     pub fn close_stream(&self, stream: u64) {
         let mut state = self.inner.state();
         if state.streams.remove(&stream) {
-            state.queue.withdraw(stream_interest(stream));
+            let interest = stream_interest(stream);
+            self.inner.tell(&mut state, Event::Withdraw { interest });
         }
     }
 
@@ -277,12 +285,15 @@ impl Engine {
         self.inner.locator.layer(blob)
     }
 
+    /// Where the content of a layer came from since the node started.
+    pub fn sources(&self, blob: &Digest) -> Sources {
+        self.inner.state().blobs.get(blob).map(|blob| blob.sources).unwrap_or_default()
+    }
+
     /// Takes no more wants, and fails those that wait.
     pub fn close(&self) {
-        let mut state = self.inner.state();
-        state.closed = true;
-        // Dropping the senders tells the waiters.
-        state.queue = WantQueue::default();
+        self.inner.state().close();
+        self.inner.wake.notify_one();
     }
 }
 
@@ -291,25 +302,24 @@ fn stream_interest(stream: u64) -> InterestId {
     stream << 1 | 1
 }
 
+/// Somebody waits; the want ends with this.
 struct Interest<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     id: InterestId,
+    keys: Vec<BlockKey>,
 }
 
 impl Drop for Interest<'_> {
     fn drop(&mut self) {
-        self.inner.state().queue.withdraw(self.id);
+        let mut state = self.inner.state();
+        state.forget_waiters(self.id, &self.keys);
+        self.inner.tell(&mut state, Event::Withdraw { interest: self.id });
     }
 }
 
 impl Inner {
     fn interest(&self) -> InterestId {
         self.next_interest.fetch_add(1, Ordering::Relaxed) << 1
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs while the queue is half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn locate(self: &Arc<Self>, object: ObjectId) -> Result<Located, FetchError> {
@@ -333,9 +343,10 @@ impl Inner {
             for index in blocks {
                 match local::find(&inner.store, &located, index) {
                     Some(block) => {
-                        inner.counters.bytes_dedup.add(block.data().len() as u64);
-                        inner.keep(located.object, index, &block);
-                        inner.deliver(BlockKey { object: located.object, index }, block.data());
+                        let key = BlockKey { object: located.object, index };
+                        let blob = located.index.blob();
+                        let event = Event::Found { key };
+                        inner.arrived(Some(blob), key, &block, Source::Local, event);
                         here.insert(index, block.data().clone());
                     }
                     None => missing.push(index),
@@ -352,8 +363,9 @@ impl Inner {
         self: &Arc<Self>,
         index: &Arc<LayerIndex>,
         blocks: Vec<(u32, u32)>,
-        arrived: &(dyn Fn(u32, u32, Bytes) + Send + Sync),
+        arrived: &(dyn Fn(u32, u32, Arrived) + Send + Sync),
     ) -> Result<Vec<(u32, u32)>, FetchError> {
+        let _turn = self.searches.acquire().await.map_err(|_| FetchError::Closed)?;
         let mut left = Vec::new();
         for run in blocks.chunk_by(|a, b| a.0 == b.0) {
             let number = run[0].0;
@@ -361,7 +373,8 @@ impl Inner {
             let located = Located { object, number, index: Arc::clone(index) };
             let blocks = run.iter().map(|(_, block)| *block).collect();
             let (here, missing) = self.look_locally(&located, blocks).await?;
-            here.into_iter().for_each(|(block, data)| arrived(number, block, data));
+            let here = here.into_iter();
+            here.for_each(|(block, data)| arrived(number, block, (data, Source::Local)));
             left.extend(missing.into_iter().map(|block| (number, block)));
         }
         Ok(left)
@@ -375,75 +388,63 @@ impl Inner {
         index: &Arc<LayerIndex>,
         blocks: &[(u32, u32)],
         asked: Asked,
-        arrived: &(dyn Fn(u32, u32, Bytes) + Send + Sync),
+        arrived: &(dyn Fn(u32, u32, Arrived) + Send + Sync),
     ) -> Result<(), FetchError> {
-        let interest = self.interest();
-        let _guard = Interest { inner: self, id: interest };
+        let id = self.interest();
+        let wanted = blocks.iter().map(|(number, block)| index.wanted(*number, *block));
+        let wanted: Vec<Wanted> = wanted.collect();
+        let keys = wanted.iter().map(|w| w.key).collect();
         let (mut waiting, mut here) = (Vec::with_capacity(blocks.len()), Vec::new());
+        let _guard = Interest { inner: self, id, keys };
         {
             let mut state = self.state();
             if state.closed {
                 return Err(FetchError::Closed);
             }
-            state.touch(index);
-            // A new reader is a reason to try at once what failed before.
-            if let Some(blob) = state.blobs.get_mut(index.blob())
-                && blob.stalled.is_some()
-            {
-                blob.not_before = None;
+            let home = Home::Layer(*index.blob());
+            let stalled = state.touch(index).stalled.is_some();
+            self.tell(&mut state, self.home(index));
+            if stalled {
+                // A new reader is a reason to try at once what failed before.
+                self.tell(&mut state, Event::Retry { home });
             }
-            for (number, block) in blocks {
-                let Some(object) = index.object(*number) else { continue };
-                // A block is stored before it is delivered, and delivered under this
-                // lock: what is not there now will be told.
-                if self.store.has_block(&object, *block) {
-                    here.push((*number, *block));
+            let mut missing = Vec::with_capacity(wanted.len());
+            for (wanted, place) in wanted.into_iter().zip(blocks) {
+                let key = wanted.key;
+                // What is not there now will be told: see `driver`.
+                if self.store.has_block(&key.object, key.index) {
+                    here.push(*place);
                     continue;
                 }
                 let (sender, receiver) = oneshot::channel();
-                let key = BlockKey { object, index: *block };
-                let place = index.place(*number, *block);
-                let waiter = Waiter { data: asked.data, sender };
-                match state.queue.add(key, place, asked.class, interest, Some(waiter)) {
-                    Added::Full => {
-                        return Err(FetchError::Store("too much is wanted at once".into()));
-                    }
-                    Added::New | Added::Joined => waiting.push((*number, *block, receiver)),
-                }
+                let waiter = Waiter { interest: id, data: asked.data, sender };
+                state.waiters.entry(key).or_default().push(waiter);
+                waiting.push((*place, receiver));
+                missing.push(wanted);
+            }
+            if !missing.is_empty() {
+                let (class, blocks) = (asked.class, missing);
+                let want = Event::Want { interest: id, home, class, deadline: None, blocks };
+                self.tell(&mut state, want);
             }
         }
-        self.pump();
         if !asked.data {
-            here.into_iter().for_each(|(number, block)| arrived(number, block, Bytes::new()));
+            let none = || (Bytes::new(), Source::Local);
+            here.into_iter().for_each(|(number, block)| arrived(number, block, none()));
         }
-        for (number, block, receiver) in waiting {
+        for ((number, block), receiver) in waiting {
             let data = self.wait(receiver, *index.blob(), asked.no_progress).await?;
             arrived(number, block, data);
         }
         Ok(())
     }
 
-    /// Stores a block. A full disk is no reason to fail the reader.
-    fn keep(&self, object: ObjectId, index: u32, block: &VerifiedBlock) {
-        if let Err(error) = self.store.put_block(&object, index, block) {
-            warn!(%object, index, "block not kept: {error}");
-        }
-    }
-
-    fn deliver(&self, key: BlockKey, data: &Bytes) {
-        let waiters = self.state().queue.delivered(&key);
-        for waiter in waiters {
-            let data = if waiter.data { data.clone() } else { Bytes::new() };
-            let _ = waiter.sender.send(Ok(data));
-        }
-    }
-
     async fn wait(
-        &self,
-        mut receiver: oneshot::Receiver<Result<Bytes, FetchError>>,
+        self: &Arc<Self>,
+        mut receiver: oneshot::Receiver<Result<Arrived, FetchError>>,
         blob: Digest,
         no_progress: Duration,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Arrived, FetchError> {
         let no_progress = self.patience(&blob, no_progress);
         let mut deadline = tokio::time::Instant::now() + no_progress;
         loop {
@@ -454,10 +455,7 @@ impl Inner {
                     match last.map(|last| tokio::time::Instant::from_std(last + no_progress)) {
                         Some(later) if later > tokio::time::Instant::now() => deadline = later,
                         _ => {
-                            if let Some(blob) = self.state().blobs.get_mut(&blob) {
-                                blob.stalled = Some(Instant::now());
-                                blob.stuck.notify_waiters();
-                            }
+                            self.give_up(&blob);
                             return Err(FetchError::NoProgress(no_progress));
                         }
                     }
@@ -473,119 +471,6 @@ impl Inner {
         match stalled {
             Some(at) if at.elapsed() < no_progress => no_progress / 2,
             _ => no_progress,
-        }
-    }
-
-    /// Starts as many runs as the limits allow.
-    fn pump(self: &Arc<Self>) {
-        loop {
-            let (run, index, stuck) = {
-                let mut guard = self.state();
-                let state = &mut *guard;
-                let (now, blobs) = (Instant::now(), &state.blobs);
-                let ready = |blob: &Digest| {
-                    blobs.get(blob).is_some_and(|b| b.not_before.is_none_or(|at| at <= now))
-                };
-                let whole = |blob: &Digest| {
-                    blobs.get(blob).is_some_and(|b| self.source.is_sequential(&b.index))
-                };
-                let Some(run) = state.queue.next(self.limits, ready, whole) else { return };
-                let Some(blob) = state.blobs.get(&run.blob) else { return };
-                (run, Arc::clone(&blob.index), Arc::clone(&blob.stuck))
-            };
-            self.handle.spawn(Arc::clone(self).run(run, index, stuck));
-        }
-    }
-
-    async fn run(self: Arc<Self>, run: Run, index: Arc<LayerIndex>, stuck: Arc<Notify>) {
-        debug!(blob = %run.blob, stream = ?run.stream, class = ?run.class, "run");
-        let whole = self.source.is_sequential(&index);
-        let sink = Arc::new(RunSink {
-            inner: Arc::clone(&self),
-            index: Arc::clone(&index),
-            run: run.id,
-            whole,
-        });
-        let result = tokio::select! {
-            result = self.source.fetch(index, run.stream, sink) => result,
-            () = stuck.notified() => Err(SourceError::Transient("nothing comes any more".into())),
-        };
-        let mut failed = Vec::new();
-        let mut retry = None;
-        {
-            let mut state = self.state();
-            let transient = result.as_ref().is_err_and(SourceError::is_transient);
-            failed.extend(state.queue.finished(run.id, result.is_err() && !transient));
-            if let Some(blob) = state.blobs.get_mut(&run.blob) {
-                blob.failures = if transient { blob.failures + 1 } else { 0 };
-                let pause = BACKOFF_MIN.saturating_mul(1 << blob.failures.min(10)).min(BACKOFF_MAX);
-                blob.not_before = transient.then(|| Instant::now() + pause);
-                retry = blob.not_before.map(|_| pause);
-            }
-        }
-        if let Err(error) = &result {
-            self.counters.registry_failures.add(1);
-            warn!(blob = %run.blob, "fetch: {error}");
-            for waiter in failed {
-                let _ = waiter.sender.send(Err(FetchError::Source(error.clone())));
-            }
-        }
-        if let Some(pause) = retry {
-            let inner = Arc::clone(&self);
-            self.handle.spawn(async move {
-                tokio::time::sleep(pause).await;
-                inner.pump();
-            });
-        }
-        self.pump();
-    }
-}
-
-impl State {
-    fn touch(&mut self, index: &Arc<LayerIndex>) {
-        self.blobs.entry(*index.blob()).or_insert_with(|| BlobState {
-            index: Arc::clone(index),
-            failures: 0,
-            not_before: None,
-            last_progress: Instant::now(),
-            stalled: None,
-            stuck: Arc::default(),
-        });
-    }
-}
-
-struct RunSink {
-    inner: Arc<Inner>,
-    index: Arc<LayerIndex>,
-    run: RunId,
-    whole: bool,
-}
-
-impl BlockSink for RunSink {
-    fn needs(&self, object: u32, index: u32) -> bool {
-        let Some(object) = self.index.object(object) else { return false };
-        !self.inner.store.has_block(&object, index)
-            || self.inner.state().queue.is_awaited(&BlockKey { object, index })
-    }
-
-    fn block(&self, object: u32, index: u32, block: VerifiedBlock) {
-        let Some(object) = self.index.object(object) else { return };
-        self.inner.keep(object, index, &block);
-        self.inner.deliver(BlockKey { object, index }, block.data());
-    }
-
-    fn progress(&self, position: u64) -> ControlFlow<()> {
-        let mut state = self.inner.state();
-        state.queue.progress(self.run, position);
-        if let Some(blob) = state.blobs.get_mut(self.index.blob()) {
-            blob.last_progress = Instant::now();
-            blob.stalled = None;
-        }
-        // What can only be read from its start is read to its end once begun.
-        if state.closed || (!self.whole && !state.queue.is_wanted(self.run)) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
         }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::assemble::Stretch;
 use super::engine::FetchError;
-use super::queue::Place;
+use super::schedule::{BlockKey, Place, Wanted};
 use crate::layer::root::LayerRoot;
 use crate::layer::seek::{Compression, SeekTable, Span};
 use crate::layer::skeleton::{Layout, SegmentKind, Skeleton};
@@ -21,6 +21,12 @@ const CACHED_MAX: usize = 128;
 /// A stretch of a stream that is read through without regret: what lies between
 /// two points of a gzip layer.
 const SPAN: u64 = 4 << 20;
+/// The nodes of a LAN split a layer into about this many runs of spans among them,
+const RUNS: usize = 24;
+/// each of so many spans (design, section 7: about 16 at a time),
+const RUN_SPANS: Range<usize> = 1..17;
+/// or so many bytes of a plain blob, which can be entered anywhere.
+const PLAIN_RUN: u64 = 8 << 20;
 /// What an estimated range reads beyond the estimate, in bytes.
 const SPARE: u64 = 32 << 10;
 
@@ -111,16 +117,35 @@ impl LayerIndex {
         &self.tree
     }
 
+    /// Block `index` of object `number`, as the scheduler wants to know it. One
+    /// that does not exist is nowhere.
+    pub(super) fn wanted(&self, number: u32, index: u32) -> Wanted {
+        let block = self.specs.get(number as usize).and_then(|spec| spec.block(index));
+        let object = self.object(number).unwrap_or(ObjectId::from_bytes([0; 32]));
+        let len = block.as_ref().map_or(1, |block| block.len);
+        Wanted { key: BlockKey { object, index }, len, place: Some(self.place(number, index)) }
+    }
+
     /// Where block `index` of object `number` lies in the stream. For a block
     /// that does not exist: nowhere, an empty stretch.
-    pub fn place(&self, number: u32, index: u32) -> Place {
+    pub(super) fn place(&self, number: u32, index: u32) -> Place {
         let block = self.specs.get(number as usize).and_then(|spec| spec.block(index));
         let ranges = block.map_or_else(Vec::new, |b| {
             self.layout.stream_ranges(number, b.offset..b.offset + u64::from(b.len))
         });
         let start = ranges.first().map_or(0, |r| r.stream_offset);
         let end = ranges.last().map_or(0, |r| r.stream_offset + r.len);
-        Place { blob: *self.blob(), stream: start..end, entry: self.entry(start) }
+        let points = self.seek.points();
+        let stream = start..end;
+        if self.seek.compression() == Compression::Plain {
+            return Place { stream, entry: start, next: end, run: (start / PLAIN_RUN) as u32 };
+        }
+        let first = self.seek.point_at(start).unwrap_or(0);
+        let entry = points.get(first).map_or(0, |point| point.stream);
+        let next = self.seek.point_at(end.saturating_sub(1)).and_then(|n| points.get(n + 1));
+        let next = next.map_or(self.stream_length(), |point| point.stream);
+        let spans = (points.len() / RUNS).clamp(RUN_SPANS.start, RUN_SPANS.end - 1);
+        Place { stream, entry, next: next.max(end), run: (first / spans) as u32 }
     }
 
     /// The content in the stream from `position` on, in order.
@@ -134,18 +159,6 @@ impl LayerIndex {
                 len: s.stream.end - s.stream.start,
             }),
         })
-    }
-
-    /// The nearest stream offset at or before the given one at which the blob
-    /// can be entered.
-    fn entry(&self, stream: u64) -> u64 {
-        match self.seek.compression() {
-            Compression::Plain => stream,
-            _ => {
-                let point = self.seek.point_at(stream).and_then(|n| self.seek.points().get(n));
-                point.map_or(0, |point| point.stream)
-            }
-        }
     }
 
     /// The span to decode for a stretch of the stream (not empty, inside the

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::account::Sources;
 use crate::types::Digest;
 
 /// What is done to a layer.
@@ -32,6 +33,7 @@ pub struct Work {
     /// Bytes in all.
     pub total: u64,
     done: AtomicU64,
+    sources: Mutex<Sources>,
 }
 
 /// The right to say how far work is.
@@ -43,7 +45,13 @@ pub struct Ticket<'a> {
 impl Board {
     /// Work on a layer begins.
     pub fn begin(&self, blob: Digest, kind: WorkKind, total: u64) -> Ticket<'_> {
-        let work = Arc::new(Work { kind, blob, total, done: AtomicU64::new(0) });
+        let work = Arc::new(Work {
+            kind,
+            blob,
+            total,
+            done: AtomicU64::new(0),
+            sources: Mutex::default(),
+        });
         self.items().insert(blob, Arc::clone(&work));
         Ticket { board: self, work }
     }
@@ -72,6 +80,16 @@ impl Work {
     /// Says how many bytes are done.
     pub fn set_done(&self, bytes: u64) {
         self.done.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Says where the bytes came from that were not here before.
+    pub fn set_sources(&self, sources: Sources) {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// Where the bytes came from that were not here before.
+    pub fn sources(&self) -> Sources {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// More bytes are done.

@@ -46,6 +46,14 @@ counters! {
     bytes_index,
     /// Bytes of blocks that were assembled from content held locally.
     bytes_dedup,
+    /// Bytes of blocks that came from neighbours in the LAN.
+    content_lan,
+    /// Bytes of blocks that came from peers elsewhere.
+    content_remote,
+    /// Bytes of blocks that came from registries, uncompressed.
+    content_registry,
+    /// Bytes of blocks that came although they were here already.
+    content_wasted,
     /// Bytes given to readers.
     bytes_read,
     /// Bytes given to readers without waiting for a source.

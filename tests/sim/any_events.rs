@@ -76,6 +76,7 @@ fn event(rng: &mut fastrand::Rng, requests: &[u64]) -> Event {
                 home: home(rng.u8(..)),
             }
         }
+        8 if rng.u8(..4) == 0 => Event::Retry { home: home(rng.u8(..)) },
         8 => Event::Withdraw { interest: rng.u64(..20) },
         9 => Event::Found { key: key(rng) },
         10 => Event::PeerUp {

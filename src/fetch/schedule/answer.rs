@@ -28,7 +28,10 @@ impl Scheduler {
         let bytes = bytes.min(request.left);
         request.left -= bytes;
         request.fresh += bytes;
-        let counts = request.fresh >= PROGRESS_MIN || request.left == 0;
+        // A registry's bytes are told as they are decoded, and those before its
+        // first wanted block count for nothing but as a sign of life.
+        let registry = request.lane == Lane::Registry;
+        let counts = registry || request.fresh >= PROGRESS_MIN || request.left == 0;
         if counts {
             (request.fresh, request.last_progress) = (0, now);
         }
@@ -79,7 +82,10 @@ impl Scheduler {
             self.passing.remove(key);
         }
         let Some(r) = self.blocks.find(key) else {
-            self.totals.duplicate += u64::from(len);
+            // A run gives what it passes and what is not here yet.
+            let passed = peer == Some(REGISTRY);
+            let total = if passed { &mut self.totals.registry } else { &mut self.totals.duplicate };
+            *total += u64::from(len);
             return;
         };
         let now = self.now;
@@ -228,6 +234,7 @@ impl Scheduler {
             return;
         };
         self.planning.dirty = true;
+        self.registry.unsettle();
         self.arm_home(home, until);
         if gone {
             self.climb(home, LadderEvent::RegistryFailed);
@@ -275,7 +282,9 @@ impl Scheduler {
     /// have their flight.
     pub(super) fn end_request(&mut self, id: RequestId) -> Vec<Ref> {
         let Some(request) = self.requests.remove(&id) else { return Vec::new() };
-        self.runs.remove(&id);
+        if self.runs.remove(&id) {
+            self.registry.unsettle();
+        }
         if self.ended.len() >= ENDED_MAX {
             self.ended.pop_front();
         }

@@ -185,14 +185,25 @@ impl Homes {
         Some(free as u32)
     }
 
-    /// Says what is known of a layer; its ladder starts anew unless it is climbed.
-    pub(super) fn describe(&mut self, n: u32, size: u64, whole: bool, registry: bool, theta: u64) {
-        let Some(state) = self.get_mut(n) else { return };
+    /// Says what is known of a layer; its ladder starts anew unless it is climbed,
+    /// or if there is a registry to ask where there was none or one that refused.
+    /// Gives whether it did.
+    pub(super) fn describe(
+        &mut self,
+        n: u32,
+        size: u64,
+        whole: bool,
+        registry: bool,
+        theta: u64,
+    ) -> bool {
+        let Some(state) = self.get_mut(n) else { return false };
         (state.size, state.whole) = (size, whole);
-        if state.ladder.rung() == Rung::Local {
+        let anew = state.ladder.rung() == Rung::Local || (state.refused && registry);
+        if anew {
             state.ladder = Ladder::new(size, theta, registry);
         }
         state.refused = !registry;
+        anew
     }
 
     pub(super) fn get(&self, n: u32) -> Option<&HomeState> {

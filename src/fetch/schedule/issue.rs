@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::model::{Action, BlockKey, Class, Extent, RequestId, Time, TunnelId, Why};
+use super::model::{Action, BlockKey, Class, Extent, Place, RequestId, Time, TunnelId, Why};
 use super::peer_set::{PeerSet, Slot};
 use super::peers::REGISTRY;
-use super::registry::{DUPLICATE_DISTANCE, HomeIs};
+use super::registry::{DUPLICATE_DISTANCE, HomeIs, RUN_BULK, RUN_READER};
 use super::sizes::{WIRE_MAX, bulk_cap, line_holds, wire_request};
 use super::table::{Flight, Lane, Ref, State};
 use super::verdict::Verdict;
@@ -332,6 +332,9 @@ impl Scheduler {
 
     /// Starts one run more at the registry, if one may be started.
     fn pump_registry(&mut self) -> bool {
+        if self.registry.is_settled() {
+            return false;
+        }
         let most = self.settings.registry_runs;
         let least = match self.runs.len() {
             n if n >= most => return false,
@@ -346,7 +349,10 @@ impl Scheduler {
             whole: homes.get(n).is_some_and(|s| s.whole),
             flying: flying.contains(&n),
         };
-        let Some(stretch) = self.registry.next(&self.blocks, least, home_is) else {
+        let shared = !self.peers.lan.is_empty();
+        let coming = |home: u32, place: &Place, class: Class| self.comes(home, place, class);
+        let Some(stretch) = self.registry.next(&self.blocks, least, shared, home_is, coming) else {
+            self.registry.settle();
             return false;
         };
         self.begin_run(stretch.home, stretch.stream, stretch.class, stretch.blocks, None);
@@ -461,6 +467,25 @@ impl Scheduler {
         };
         let runs = || self.runs.iter().filter_map(|id| Some((*id, self.requests.get(id)?)));
         runs().find(|(_, request)| passes(request)).map(|(id, _)| id)
+    }
+
+    /// Whether a run in flight is about to pass a place, or will end in the same
+    /// span before it, where its decoder can be gone on with: a run of its own
+    /// would read the same bytes again.
+    fn comes(&self, home: u32, place: &Place, class: Class) -> bool {
+        let runs = self.runs.iter().filter_map(|id| self.requests.get(id));
+        runs.filter(|run| run.home == home).any(|run| {
+            let end = run.position.saturating_add(run.left);
+            // A run reads somewhat beyond its end.
+            let ahead = run.position <= place.stream.start || end <= place.stream.start;
+            let until = place.stream.end.min(end).saturating_sub(run.position);
+            let patience = match run.class {
+                Class::Urgent | Class::Sequential => RUN_READER,
+                bulk if bulk <= class => RUN_BULK,
+                _ => DUPLICATE_DISTANCE,
+            };
+            ahead && place.entry < end && until <= patience
+        })
     }
 
     fn next_request(&mut self) -> RequestId {

@@ -200,6 +200,7 @@ impl Scheduler {
             Event::Home { home, size, whole, registry } => {
                 self.on_home(home, size, whole, registry);
             }
+            Event::Retry { home } => self.on_retry(&home),
             Event::Want { interest, home, class, deadline, blocks } => {
                 self.on_want(interest, home, class, deadline, blocks);
             }

@@ -159,6 +159,11 @@ pub enum Event {
         /// Whether a registry is known that has it.
         registry: bool,
     },
+    /// A new reader of a layer is a reason to try at once what failed before.
+    Retry {
+        /// The layer.
+        home: Home,
+    },
     /// Blocks are wanted. Wanting one again joins; the most urgent interest counts.
     Want {
         /// By whom.

@@ -99,6 +99,7 @@ impl Scheduler {
     /// Plans everything that is not in flight anew.
     pub(super) fn plan(&mut self) {
         self.planning.dirty = false;
+        self.registry.unsettle();
         self.planning.again = None;
         self.planning.last = Some(self.now);
         let view = self.view();

@@ -32,6 +32,8 @@ pub const DUPLICATE_DISTANCE: u64 = 2 << 20;
 pub(super) struct RegistryQueue {
     by_class: BTreeSet<(Class, u64, Ref)>,
     by_place: BTreeSet<(u32, u64, Ref)>,
+    /// Nothing has changed since there was no run to begin.
+    settled: bool,
 }
 
 /// A stretch to be asked for.
@@ -59,6 +61,7 @@ impl RegistryQueue {
         if let Some((class, place)) = keys(table, r) {
             self.by_class.insert(class);
             self.by_place.insert(place);
+            self.settled = false;
         }
     }
 
@@ -74,18 +77,38 @@ impl RegistryQueue {
         self.by_class.len()
     }
 
+    /// Something else changed on which the next run depends: one has ended, a
+    /// layer may be asked for again.
+    pub(super) fn unsettle(&mut self) {
+        self.settled = false;
+    }
+
+    /// No run can begin until something changes.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// The next stretch, if there is one of class `least` or more urgent among
     /// the layers that are `ready`. Its blocks stay in the queue until taken out.
+    /// `shared`: there are neighbours that may want the same. `coming`: a run in
+    /// flight is about to pass the place, or will end in the same span before it.
     pub(super) fn next(
         &self,
         table: &Table,
         least: Class,
+        shared: bool,
         home_is: impl Fn(u32) -> HomeIs,
+        coming: impl Fn(u32, &Place, Class) -> bool,
     ) -> Option<Stretch> {
         // Layers from which nothing more is taken now than what is urgent.
         let mut waiting: Vec<u32> = Vec::new();
         for (class, _, first) in self.by_class.iter().take_while(|(class, ..)| *class <= least) {
-            let Some(home) = table.get(*first).map(|b| b.home) else { continue };
+            let Some(block) = table.get(*first) else { continue };
+            let home = block.home;
             let is = home_is(home);
             if !is.ready || (is.whole && is.flying) {
                 continue;
@@ -98,13 +121,19 @@ impl RegistryQueue {
             if *class > Class::Urgent && waiting.contains(&home) {
                 continue;
             }
-            let (blocks, stream) = self.gather(table, *first, *class)?;
+            if block.place.as_ref().is_some_and(|place| coming(home, place, *class)) {
+                continue;
+            }
+            let coming = |place: &Place| coming(home, place, *class);
+            let (blocks, mut stream) = self.gather(table, *first, *class, shared, coming)?;
             let short = stream.end - stream.start < RUN_MIN;
-            if *class > Class::Urgent && short && is.flying {
+            if shared && *class > Class::Urgent && short && is.flying {
                 waiting.push(home);
                 continue;
             }
-            let stream = stream.start..reach(table, &blocks).max(stream.end);
+            if shared {
+                stream.end = reach(table, &blocks).max(stream.end);
+            }
             return Some(Stretch { home, stream, class: *class, blocks });
         }
         None
@@ -112,24 +141,46 @@ impl RegistryQueue {
 
     /// Collects the blocks around `first` that one run shall bring, in order of
     /// the stream, and the stretch they cover.
-    fn gather(&self, table: &Table, first: Ref, class: Class) -> Option<(Vec<Ref>, Range<u64>)> {
+    fn gather(
+        &self,
+        table: &Table,
+        first: Ref,
+        class: Class,
+        shared: bool,
+        coming: impl Fn(&Place) -> bool,
+    ) -> Option<(Vec<Ref>, Range<u64>)> {
         let limit = if class.is_reader() { RUN_READER } else { RUN_BULK };
         let block = table.get(first)?;
         let place = block.place.as_ref()?;
         let here = (block.home, place.stream.start, first);
         let mut stream = place.stream.clone();
         // The runs of a LAN are shared out whole; bulk keeps to their bounds.
-        let apart = |other: &Place| !class.is_reader() && other.run != place.run;
-        let mut after = Vec::new();
+        let apart = |other: &Place| shared && !class.is_reader() && other.run != place.run;
+        let mut after = vec![first];
+        let mut last = place.stream.start;
+        // Where the run can end so that what follows need not read a part of the
+        // same span again: number of blocks, and end.
+        let mut seam = None;
         for (home, _, r) in self.by_place.range(here..).skip(1) {
             let Some(next) = table.get(*r).and_then(|b| b.place.as_ref()) else { continue };
             // Entering anew would read from `entry` on anyway.
             let near = next.stream.start <= stream.end + GAP || next.entry < stream.end;
+            if *home != block.home || !near || apart(next) || coming(next) {
+                break;
+            }
+            if next.entry > last {
+                seam = Some((after.len(), stream.end));
+            }
             let end = stream.end.max(next.stream.end);
-            if *home != block.home || !near || end - stream.start > limit || apart(next) {
+            if end - stream.start > limit {
+                if let Some((count, end)) = seam {
+                    after.truncate(count);
+                    stream.end = end;
+                }
                 break;
             }
             stream.end = end;
+            last = next.stream.start;
             after.push(*r);
         }
         let mut before = Vec::new();
@@ -137,14 +188,15 @@ impl RegistryQueue {
             let Some(previous) = table.get(*r).and_then(|b| b.place.as_ref()) else { continue };
             // What lies between the entry and the first byte is decoded anyway.
             let near = previous.stream.end + GAP >= stream.start || *start >= place.entry;
-            if *home != block.home || !near || stream.end - *start > limit || apart(previous) {
+            let too_long = stream.end.saturating_sub(*start) > limit;
+            if *home != block.home || !near || too_long || apart(previous) || coming(previous) {
                 break;
             }
             stream.start = *start;
             stream.end = stream.end.max(previous.stream.end);
             before.push(*r);
         }
-        let blocks = before.into_iter().rev().chain([first]).chain(after).collect();
+        let blocks = before.into_iter().rev().chain(after).collect();
         Some((blocks, stream))
     }
 }

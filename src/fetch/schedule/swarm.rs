@@ -347,7 +347,7 @@ impl Scheduler {
     }
 
     /// Sources have changed: urgent blocks that nobody brings are placed again.
-    fn replace_urgent(&mut self) {
+    pub(super) fn replace_urgent(&mut self) {
         let waits = |s: State| matches!(s, State::Queued | State::Reserved);
         let refs: Vec<Ref> = self
             .blocks

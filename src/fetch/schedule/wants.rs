@@ -22,9 +22,21 @@ const RUN_BLOCKS: u32 = 256;
 impl Scheduler {
     pub(super) fn on_home(&mut self, home: Home, size: u64, whole: bool, registry: bool) {
         let theta = self.settings.theta;
-        if let Some(n) = self.homes.open(home, theta, self.now) {
-            self.homes.describe(n, size, whole, registry, theta);
+        let Some(n) = self.homes.open(home, theta, self.now) else { return };
+        let anew = self.homes.describe(n, size, whole, registry, theta);
+        self.registry.unsettle();
+        if anew && self.homes.get(n).is_some_and(|state| state.blocks > 0) {
+            self.climb(n, LadderEvent::NotLocal);
         }
+    }
+
+    /// Somebody new waits for the layer: a pause after a failure is over.
+    pub(super) fn on_retry(&mut self, home: &Home) {
+        let now = self.now;
+        let Some(n) = self.homes.find(home) else { return };
+        let Some(state) = self.homes.get_mut(n).filter(|s| s.not_before.is_some()) else { return };
+        state.not_before = Some(now);
+        self.arm_home(n, now);
     }
 
     pub(super) fn on_want(
@@ -241,11 +253,16 @@ impl Scheduler {
         let (home, before) = (state.home, state.ladder.reach());
         let tau = if state.ladder.rung() == Rung::Local { lan } else { far };
         let steps = state.ladder.apply(now, event, tau);
-        if state.ladder.reach() != before {
+        let changed = state.ladder.reach() != before;
+        if changed {
             state.climbed = now;
-            self.planning.dirty = true;
         }
         let wake = state.ladder.wake();
+        if changed {
+            self.planning.dirty = true;
+            self.registry.unsettle();
+            self.replace_urgent();
+        }
         for step in steps {
             match step {
                 Step::AskLan { within } => {
@@ -269,6 +286,7 @@ impl Scheduler {
         state.timer = None;
         if state.not_before.is_some_and(|at| at <= now) {
             state.not_before = None;
+            self.registry.unsettle();
             let gone = !state.ladder.reach().registry && !state.refused;
             if gone {
                 self.climb(n, LadderEvent::RegistryBack);
