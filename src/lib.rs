@@ -26,6 +26,8 @@ pub mod fs;
 #[cfg(feature = "node")]
 pub mod fuse;
 #[cfg(feature = "node")]
+pub mod identity;
+#[cfg(feature = "node")]
 pub mod mount;
 #[cfg(feature = "node")]
 pub mod oci;
@@ -33,3 +35,5 @@ pub mod oci;
 pub mod snapshotter;
 #[cfg(feature = "node")]
 pub mod telemetry;
+#[cfg(feature = "node")]
+pub mod wire;

@@ -26,6 +26,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("store", 1),
     ("eviction", 1),
     ("swarm", 1),
+    ("identity", 1),
     ("wire", 1),
     ("config", 1),
     ("telemetry", 1),

@@ -18,6 +18,7 @@ mod local;
 mod registry;
 pub mod schedule;
 mod source;
+pub mod tunnel;
 mod work;
 
 pub use account::{Source, Sources};

@@ -1,0 +1,36 @@
+//! What nodes say to each other, byte by byte. Pure: no sockets, no clock.
+//!
+//! `docs/PROTOCOL.md` is the specification. A tunnel is a stream of [frames]
+//! each of which is one [`Message`]; the first one each way is [`Hello`].
+//!
+//! Invariants:
+//! - whatever comes in is bounded before it is allocated: a frame by its kind, a
+//!   count by a constant, a compressed block by the length that it must have;
+//! - what is decoded and encoded again is the same bytes: there is one way to
+//!   say a thing;
+//! - no input makes it panic, and none makes it recurse.
+//!
+//! [frames]: frame
+
+mod blockset;
+mod codec;
+pub mod frame;
+mod fuzz;
+mod have;
+mod hello;
+mod message;
+mod request;
+
+pub use blockset::{BLOCKS_MAX, BlockSet, RUNS_MAX};
+pub use codec::WireError;
+pub use frame::{FRAME_MAX, HEADER, Header, Kind};
+pub use fuzz::{fuzz_frames, fuzz_message};
+pub use have::{Applied, HOMES_MAX, Holding, Journal, Ledger, LedgerError, Mark, OBJECTS_MAX};
+pub use hello::{
+    Binding, Features, Hello, Limits, PROOFS_MAX, Proof, Role, VERSION, VersionError, Zone,
+};
+pub use message::{HAVE_OBJECTS_MAX, Have, HaveBody, LAYERS_MAX, LayerNews, Message, Refusal};
+pub use request::{
+    Class, DATA_MAX, Encoding, End, Extent, HANDED_MAX, Head, Home, Item, PART_SPEC_MAX, Place,
+    RUN_MAX, Request, RequestId,
+};
