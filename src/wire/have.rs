@@ -549,7 +549,7 @@ mod tests {
     fn what_does_not_fit_or_was_not_asked_for_is_refused() {
         let object = ObjectId::from_bytes([1; 32]);
         let mut journal = Journal::new(1);
-        let add = Holding::Add([0..10].into_iter().collect());
+        let add = Holding::Add(std::iter::once(0..10).collect());
         let held = || vec![(object, add.clone())];
         let have = journal.answer(home(), None, true, held).expect("room").remove(0);
         let mut ledger = Ledger::default();

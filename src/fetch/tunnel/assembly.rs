@@ -139,7 +139,7 @@ mod tests {
         let assembly = Assembly::new(&entry(&data)).expect("fits");
         assert!(matches!(assembly.fill(0, &data[..60]), Filled::More));
         assert!(matches!(assembly.fill(60, &[8; 40]), Filled::Wrong));
-        assert_eq!(assembly.missing(), [0..100]);
+        assert!(assembly.missing().into_iter().eq(std::iter::once(0..100)));
         assert!(matches!(assembly.fill(90, &data[..20]), Filled::Surplus));
         assert!(matches!(assembly.fill(0, &data), Filled::Complete(_)));
     }
