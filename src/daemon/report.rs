@@ -7,8 +7,11 @@ use serde_json::json;
 use tracing::warn;
 
 use super::Node;
-use crate::admin::{ImageInfo, LayerInfo, MountInfo, Progress, Stage, Status, StoreInfo};
-use crate::fetch::WorkKind;
+use crate::admin::{
+    ImageInfo, LayerInfo, MountInfo, PeerInfo, Progress, Stage, Status, StoreInfo, SwarmNode,
+};
+use crate::fetch::tunnel::{Near, Transport};
+use crate::fetch::{PeerStatus, WorkKind};
 use crate::fs::ReadFailure;
 use crate::mount::{Mounted, StatusFiles};
 use crate::store::{IndexOrigin, LayerKey};
@@ -46,6 +49,12 @@ impl Node {
             mounts: self.mounts.list().iter().map(mount_info).collect(),
             work: self.work(),
         }
+    }
+
+    /// This node among its peers.
+    pub(super) fn peers(&self) -> (Option<SwarmNode>, Vec<PeerInfo>) {
+        let node = self.swarm.map(|(id, listen)| SwarmNode { id: id.to_string(), listen });
+        (node, self.engine.peers().iter().map(peer_info).collect())
     }
 
     /// Number of the layers' objects, and bytes of them that are here.
@@ -144,6 +153,25 @@ impl Node {
             });
         }
         Ok(infos)
+    }
+}
+
+fn peer_info(peer: &PeerStatus) -> PeerInfo {
+    let tunnel = |transport: &Transport| match transport {
+        Transport::Tcp => "tcp".to_owned(),
+        Transport::Quic => "quic".to_owned(),
+    };
+    PeerInfo {
+        id: peer.id.to_string(),
+        address: peer.address,
+        lan: peer.near == Near::Lan,
+        tunnels: peer.tunnels.iter().map(tunnel).collect(),
+        speed: peer.standing.map_or(0, |standing| standing.speed as u64),
+        received_bytes: peer.received,
+        sent_bytes: peer.sent,
+        timeouts: peer.standing.map_or(0, |standing| standing.timeouts),
+        wrong_blocks: peer.wrong,
+        connected_seconds: peer.connected.as_secs(),
     }
 }
 

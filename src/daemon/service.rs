@@ -52,6 +52,10 @@ impl Service for Node {
                     let images = self.blocking(|node| node.image_infos()).await?;
                     Ok(Event::Images { images })
                 }
+                Request::Peers => {
+                    let (node, peers) = self.peers();
+                    Ok(Event::Peers { node, peers })
+                }
                 Request::Inventory { object } => self.inventory(object, events).await,
                 Request::Layers => {
                     let layers = self.blocking(|node| node.layers()).await?;

@@ -94,6 +94,8 @@ pub struct PeerStatus {
     pub sent: u64,
     /// Wrong blocks that it sent.
     pub wrong: u32,
+    /// What the scheduler thinks of it.
+    pub standing: Option<schedule::Standing>,
     /// How long it has been there.
     pub connected: Duration,
 }
@@ -147,7 +149,10 @@ impl Engine {
             .peers
             .iter()
             .filter(|(_, peer)| !peer.tunnels.is_empty())
-            .map(|(id, peer)| net.status(*id, peer))
+            .map(|(id, peer)| {
+                let standing = state.scheduler.standing(id);
+                PeerStatus { standing, ..net.status(*id, peer) }
+            })
             .collect();
         peers.sort_by_key(|peer| (peer.near == Near::Remote, peer.id));
         peers
@@ -165,6 +170,7 @@ impl Net {
             received: peer.received,
             sent: tunnels().map(|tunnel| tunnel.traffic().sent).sum(),
             wrong: peer.wrong,
+            standing: None,
             connected: peer.since.elapsed(),
         }
     }
