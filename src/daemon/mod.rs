@@ -1,6 +1,5 @@
 //! The node: store, engine, images and mounts, put together.
 
-mod key;
 mod remote;
 mod report;
 mod service;
@@ -23,12 +22,12 @@ use crate::config::{Config, IndexOrigin, Verify};
 use crate::fetch::{Engine, Registries, RegistrySource};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
+use crate::identity::{KeyError, NodeKey};
 use crate::mount::{Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
 use crate::oci::registry;
 use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
-use crate::types::PeerId;
 
 /// An owner that was started for others ends when nothing has been mounted or
 /// asked for this long.
@@ -84,7 +83,7 @@ pub enum NodeError {
     Store(#[from] OpenError),
     /// The node's key can't be read or made.
     #[error(transparent)]
-    Key(#[from] key::KeyError),
+    Key(#[from] KeyError),
     /// The control socket can't be made.
     #[error("control socket {path}: {error}")]
     Socket {
@@ -128,7 +127,7 @@ impl Node {
     pub async fn open(config: Config, path: &Path, role: Role) -> Result<Arc<Self>, NodeError> {
         let signals = Signals::listen();
         let store = Arc::new(open_store(&config, path)?);
-        let key = key::load_or_make(path)?;
+        let key = NodeKey::load_or_make(path)?;
         let socket = path.join(SOCKET);
         // The lock is ours: a socket that is left is nobody's.
         let _ = std::fs::remove_file(&socket);
@@ -140,7 +139,7 @@ impl Node {
         let repositories = Arc::new(repositories);
         let source = RegistrySource::new(Arc::clone(&repositories) as _, Arc::clone(&counters));
         let engine = Arc::new(Engine::new(
-            PeerId(key.verifying_key().to_bytes()),
+            key.peer_id(),
             Arc::clone(&store),
             Arc::new(Registries(source)),
             Arc::clone(&counters),
@@ -155,14 +154,14 @@ impl Node {
             Arc::clone(&counters),
             reading,
         );
-        let trust = Trust { registry: config.trust.index.contains(&IndexOrigin::Registry) };
+        let trust = Trust { registry: config.believes(IndexOrigin::Registry) };
         let images = Arc::new(Images::new(
             Arc::clone(&store),
             Arc::clone(&engine),
             repositories,
             Arc::clone(&counters),
             Arc::default(),
-            Settings { key, trust, no_progress },
+            Settings { key: key.signing_key().clone(), trust, no_progress },
         ));
         let catalog = NodeCatalog::new(Arc::clone(&store), Arc::clone(&images));
         let mounts = Arc::<Mounts>::default();
