@@ -93,6 +93,9 @@ pub(super) enum Command {
     /// Build, publish and show layer indexes.
     #[command(subcommand)]
     Index(IndexCommand),
+    /// Make keys of swarms.
+    #[command(subcommand)]
+    SwarmKey(SwarmKeyCommand),
     /// Serve the whole tree at mount.path, in the foreground.
     ///
     /// `ls /mnt/peersync/layers` shows the layers; looking up
@@ -114,6 +117,21 @@ pub(super) enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum SwarmKeyCommand {
+    /// Make a key of a new swarm.
+    ///
+    /// Whoever has the key is a member: give it to all nodes of the swarm, as the
+    /// file that swarm.key_file names, and to nobody else. To change the key, add
+    /// the new one to the file of every node as a second line, then put it first
+    /// everywhere, then take the old line away.
+    New {
+        /// The file to write, which must not exist; it is readable by its owner
+        /// only. Without it the key goes to standard output.
+        file: Option<PathBuf>,
     },
 }
 

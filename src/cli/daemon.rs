@@ -14,8 +14,14 @@ pub(super) fn daemon(owner: &Owner) -> Result<(), Exit> {
     let runtime = runtime()?;
     runtime.block_on(async {
         let node = Node::open(owner.config.clone(), &owner.store, Role::Daemon).await?;
-        node.mount_tree().await?;
-        node.serve_snapshots().await;
+        let started = async {
+            node.mount_tree().await?;
+            node.serve_snapshots().await
+        };
+        if let Err(error) = started.await {
+            node.close().await;
+            return Err(error.into());
+        }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         node.run().await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

@@ -9,6 +9,7 @@ mod mount;
 mod owner;
 mod progress;
 mod pull;
+mod swarm_key;
 
 use clap::Parser;
 
@@ -32,6 +33,9 @@ fn run(args: Args) -> Result<(), Exit> {
         args::completions(shell);
         return Ok(());
     }
+    if let Command::SwarmKey(command) = &args.command {
+        return swarm_key::swarm_key(command, args.json);
+    }
     let owner = Owner::from_args(&args)?;
     match args.command {
         Command::Mount(mount) => mount::mount(&owner, &mount),
@@ -50,6 +54,6 @@ fn run(args: Args) -> Result<(), Exit> {
         Command::Daemon => daemon::daemon(&owner),
         Command::Doctor { containerd_config } => doctor::doctor(&owner, containerd_config),
         Command::Serve => daemon::serve(&owner),
-        Command::Completions { .. } => Ok(()),
+        Command::Completions { .. } | Command::SwarmKey(_) => Ok(()),
     }
 }

@@ -5,12 +5,14 @@
 //! the file.
 
 mod size;
+mod swarm;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 pub use size::{ByteSize, Share};
+pub use swarm::{ByteRate, LimitsConfig, Network, PeerAddress, SwarmConfig};
 
 /// Where a daemon looks for its configuration.
 pub const DEFAULT_PATH: &str = "/etc/peersync/config.toml";
@@ -25,6 +27,8 @@ const KEYS: &[(&str, &[&str])] = &[
     ("snapshotter", &["socket"]),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
+    ("swarm", &["listen", "key_file", "revoked_file", "peers", "open", "lan"]),
+    ("limits", &["upload", "background", "download"]),
 ];
 
 /// All settings of a node.
@@ -41,6 +45,10 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// Whom an index is believed from.
     pub trust: TrustConfig,
+    /// Peers.
+    pub swarm: SwarmConfig,
+    /// What peers may cost.
+    pub limits: LimitsConfig,
 }
 
 /// `[store]`
@@ -110,11 +118,12 @@ pub struct RegistryConfig {
 }
 
 /// `[trust]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TrustConfig {
-    /// Where an index is believed from.
-    pub index: Vec<IndexOrigin>,
+    /// Where an index is believed from. Without it: `self` and `registry`, and
+    /// `swarm` where there is a swarm key.
+    pub index: Option<Vec<IndexOrigin>>,
 }
 
 /// Where an index can come from.
@@ -126,6 +135,8 @@ pub enum IndexOrigin {
     Own,
     /// A referrer in the image's own registry.
     Registry,
+    /// A member of the swarm.
+    Swarm,
 }
 
 impl Default for StoreConfig {
@@ -161,12 +172,6 @@ impl Default for SnapshotterConfig {
 impl Default for RegistryConfig {
     fn default() -> Self {
         Self { hosts_dir: "/etc/containerd/certs.d".into(), plain_http: Vec::new(), connections: 6 }
-    }
-}
-
-impl Default for TrustConfig {
-    fn default() -> Self {
-        Self { index: vec![IndexOrigin::Own, IndexOrigin::Registry] }
     }
 }
 
@@ -268,7 +273,16 @@ impl Config {
         bound("mount.no_progress_timeout", self.mount.no_progress_timeout, 1..=86_400)?;
         bound("mount.threads", self.mount.threads as u64, 1..=64)?;
         bound("mount.stack_depth", u64::from(self.mount.stack_depth), 0..=1)?;
-        bound("registry.connections", self.registry.connections as u64, 2..=64)
+        bound("registry.connections", self.registry.connections as u64, 2..=64)?;
+        self.swarm.check()
+    }
+
+    /// Whether an index from there is believed.
+    pub fn believes(&self, origin: IndexOrigin) -> bool {
+        match &self.trust.index {
+            Some(origins) => origins.contains(&origin),
+            None => origin != IndexOrigin::Swarm || self.swarm.key_file.is_some(),
+        }
     }
 }
 
@@ -352,11 +366,15 @@ mod tests {
         let config = parse(
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
-             [snapshotter]\nsocket='/x'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n",
+             [snapshotter]\nsocket='/x'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
+             [swarm]\nlisten='127.0.0.1:7400'\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
+             [limits]\nupload='50MB/s'\nbackground='1MB/s'\ndownload=0\n",
         )
         .expect("all keys");
         assert_eq!(config.store.max_size, Some(ByteSize(20 << 30)));
-        assert_eq!(config.trust.index, [IndexOrigin::Own]);
+        assert!(!config.believes(IndexOrigin::Registry) && config.believes(IndexOrigin::Own));
+        assert_eq!(config.limits.upload.per_second(), Some(50_000_000));
+        assert_eq!(config.swarm.peers.len(), 2);
     }
 
     #[test]
@@ -375,10 +393,25 @@ mod tests {
             "[store]\nmax_size = 'many'",
             "[store]\nmin_free = '101%'",
             "store = 1",
+            "[swarm]\nlisten = '7400'",
+            "[swarm]\npeers = ['10.1.0.2']",
+            "[swarm]\nlan = ['10.1.0.0/64']",
+            "[swarm]\nopen = true\nkey_file = '/k'",
+            "[limits]\nupload = '50MB'",
+            "[limits]\nupload = 50",
             "[",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_swarm_is_believed_where_there_is_a_key() {
+        let believes = |text| parse(text).expect("valid").believes(IndexOrigin::Swarm);
+        assert!(!believes("") && !believes("[swarm]\nopen = true"));
+        assert!(believes("[swarm]\nkey_file = '/k'"));
+        assert!(!believes("[swarm]\nkey_file = '/k'\n[trust]\nindex = ['self', 'registry']"));
+        assert!(believes("[trust]\nindex = ['swarm']"));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The node: store, engine, images and mounts, put together.
 
-mod key;
 mod remote;
 mod report;
 mod service;
@@ -10,9 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dashmap::DashSet;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -23,16 +22,18 @@ use crate::config::{Config, IndexOrigin, Verify};
 use crate::fetch::{Engine, Registries, RegistrySource};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
+use crate::identity::{KeyError, NodeKey};
 use crate::mount::{Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
 use crate::oci::registry;
-use crate::snapshotter::{self, Snapshotter, Socket};
+use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
-use crate::types::PeerId;
 
 /// An owner that was started for others ends when nothing has been mounted or
 /// asked for this long.
 const IDLE: Duration = Duration::from_secs(2);
+/// Most containers that are named in one line of the log.
+const CONTAINERS_NAMED: usize = 20;
 
 /// Why a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +58,11 @@ pub struct Node {
     clients: AtomicUsize,
     clients_changed: Notify,
     listener: Mutex<Option<UnixListener>>,
+    signals: Mutex<Option<Signals>>,
     socket: PathBuf,
     socket_inode: Option<u64>,
-    /// Images that containerd is about to ask for, and that are being prepared.
-    starting: DashSet<String>,
+    /// Images that containerd asks for, and whose layers are on their way.
+    coming: remote::Coming,
     snapshots: Mutex<Option<Snapshots>>,
     runtime: Handle,
     started: Instant,
@@ -68,6 +70,7 @@ pub struct Node {
 
 /// The snapshotter while it is served.
 struct Snapshots {
+    snapshotter: Arc<Snapshotter>,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<()>,
 }
@@ -80,7 +83,7 @@ pub enum NodeError {
     Store(#[from] OpenError),
     /// The node's key can't be read or made.
     #[error(transparent)]
-    Key(#[from] key::KeyError),
+    Key(#[from] KeyError),
     /// The control socket can't be made.
     #[error("control socket {path}: {error}")]
     Socket {
@@ -92,6 +95,15 @@ pub enum NodeError {
     /// The tree can't be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// containerd's socket can't be had.
+    #[error("snapshotter socket {0}; `[snapshotter] socket = \"\"` does without containerd")]
+    SnapshotterSocket(#[from] BindError),
+    /// The snapshots' state can't be used.
+    #[error("snapshots: {0}")]
+    Snapshots(#[from] StartError),
+    /// The runtime is ending.
+    #[error("start was cut off: {0}")]
+    CutOff(#[from] tokio::task::JoinError),
 }
 
 impl NodeError {
@@ -99,7 +111,8 @@ impl NodeError {
     /// caller's matter.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            Self::Store(OpenError::Locked { .. }) => FailureKind::InUse,
+            Self::Store(OpenError::Locked { .. })
+            | Self::SnapshotterSocket(BindError::InUse { .. }) => FailureKind::InUse,
             _ => FailureKind::Failed,
         };
         Failure::new(kind, self)
@@ -112,8 +125,9 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn open(config: Config, path: &Path, role: Role) -> Result<Arc<Self>, NodeError> {
+        let signals = Signals::listen();
         let store = Arc::new(open_store(&config, path)?);
-        let key = key::load_or_make(path)?;
+        let key = NodeKey::load_or_make(path)?;
         let socket = path.join(SOCKET);
         // The lock is ours: a socket that is left is nobody's.
         let _ = std::fs::remove_file(&socket);
@@ -125,7 +139,7 @@ impl Node {
         let repositories = Arc::new(repositories);
         let source = RegistrySource::new(Arc::clone(&repositories) as _, Arc::clone(&counters));
         let engine = Arc::new(Engine::new(
-            PeerId(key.verifying_key().to_bytes()),
+            key.peer_id(),
             Arc::clone(&store),
             Arc::new(Registries(source)),
             Arc::clone(&counters),
@@ -140,14 +154,14 @@ impl Node {
             Arc::clone(&counters),
             reading,
         );
-        let trust = Trust { registry: config.trust.index.contains(&IndexOrigin::Registry) };
+        let trust = Trust { registry: config.believes(IndexOrigin::Registry) };
         let images = Arc::new(Images::new(
             Arc::clone(&store),
             Arc::clone(&engine),
             repositories,
             Arc::clone(&counters),
             Arc::default(),
-            Settings { key, trust, no_progress },
+            Settings { key: key.signing_key().clone(), trust, no_progress },
         ));
         let catalog = NodeCatalog::new(Arc::clone(&store), Arc::clone(&images));
         let mounts = Arc::<Mounts>::default();
@@ -170,8 +184,9 @@ impl Node {
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),
             listener: Mutex::new(Some(listener)),
+            signals: Mutex::new(Some(signals)),
             socket_inode: inode(&socket),
-            starting: DashSet::new(),
+            coming: remote::Coming::default(),
             snapshots: Mutex::default(),
             socket,
             runtime,
@@ -188,59 +203,79 @@ impl Node {
     /// [`NodeError::Mount`].
     pub async fn mount_tree(self: &Arc<Self>) -> Result<(), NodeError> {
         let dir = self.config.mount.path.clone();
-        if let Err(error) = std::fs::create_dir_all(&dir) {
-            return Err(MountError::MountPoint { dir, error }.into());
+        match std::fs::create_dir_all(&dir) {
+            // The dead mount of a daemon that crashed is there and can't be looked
+            // at; mounting clears it away.
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(MountError::MountPoint { dir, error }.into());
+            }
+            _ => {}
         }
         let options = self.mount_options("peersync");
         self.mount(Root::Whole, None, dir, options).await?;
         Ok(())
     }
 
-    /// Serves containerd on `snapshotter.socket`. Without it the rest of the node
-    /// is of use all the same: a failure is said and no more.
-    pub async fn serve_snapshots(self: &Arc<Self>) {
-        let socket = self.config.snapshotter.socket.clone();
-        if socket.as_os_str().is_empty() || !nix::unistd::geteuid().is_root() {
-            return;
+    /// Serves containerd on `snapshotter.socket`, as root and unless it is empty.
+    ///
+    /// That somebody else listens on the default socket is only said: it is the
+    /// node's other daemon, and this one's mount and commands are of use without.
+    ///
+    /// # Errors
+    /// [`NodeError`]: a daemon that containerd can't reach does not do what it was
+    /// started for, and containers would find out much later.
+    pub async fn serve_snapshots(self: &Arc<Self>) -> Result<(), NodeError> {
+        let path = self.config.snapshotter.socket.clone();
+        if path.as_os_str().is_empty() {
+            return Ok(());
         }
+        if !nix::unistd::geteuid().is_root() {
+            info!("containerd is not served: that needs root");
+            return Ok(());
+        }
+        let by_default = path == Config::default().snapshotter.socket;
         let root = self.store.path().join("snapshotter");
         let layers = Arc::new(remote::NodeLayers(Arc::downgrade(self)));
         let opened = tokio::task::spawn_blocking(move || {
-            let socket = Socket::bind(&socket).map_err(|error| error.to_string())?;
-            let snapshotter =
-                Snapshotter::open(&root, layers).map_err(|error| error.to_string())?;
-            Ok::<_, String>((socket, snapshotter))
+            let socket = Socket::bind(&path)?;
+            Ok((socket, Snapshotter::open(&root, layers)?))
         });
-        let (socket, snapshotter) = match opened.await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return error!("containerd is not served: {error}"),
-            Err(error) => return error!("containerd is not served: {error}"),
+        let (socket, snapshotter) = match opened.await? {
+            Err(NodeError::SnapshotterSocket(error @ BindError::InUse { .. })) if by_default => {
+                error!("containerd is not served: {error}");
+                return Ok(());
+            }
+            opened => opened?,
         };
         info!(socket = %socket.path().display(), "containerd is served");
         let (stop, stopped) = oneshot::channel();
+        let snapshotter = Arc::new(snapshotter);
+        let served = Arc::clone(&snapshotter);
         let ended = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await;
             };
-            if let Err(error) = snapshotter::serve(socket, Arc::new(snapshotter), stopped).await {
+            if let Err(error) = snapshotter::serve(socket, served, stopped).await {
                 error!("containerd is not served any more: {error}");
             }
         });
         *self.snapshots.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Snapshots { stop, ended });
+            Some(Snapshots { snapshotter, stop, ended });
+        Ok(())
     }
 
     /// Serves until told to end: by a signal, or, where it was started for
     /// others, when nobody needs it any more.
     pub async fn run(self: &Arc<Self>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(listener) = listener else { return };
+        let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(listener), Some(signals)) = (listener, signals) else { return };
         let serving = admin::serve(listener, Arc::clone(self) as Arc<dyn admin::Service>);
         tokio::select! {
             result = serving => if let Err(error) = result {
                 error!("control socket: {error}");
             },
-            () = terminated() => info!("told to end"),
+            () = signals.first() => info!("told to end"),
             () = self.idle(), if self.role == Role::Started => info!("nobody needs this process"),
         }
     }
@@ -252,7 +287,8 @@ impl Node {
             let _ = std::fs::remove_file(&self.socket);
         }
         let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Snapshots { stop, ended }) = snapshots {
+        if let Some(Snapshots { snapshotter, stop, ended }) = snapshots {
+            warn_of_containers(&snapshotter);
             let _ = stop.send(());
             let _ = ended.await;
         }
@@ -320,6 +356,23 @@ impl Node {
     }
 }
 
+/// Names the containers that will find their files gone.
+fn warn_of_containers(snapshotter: &Snapshotter) {
+    let Ok(mounted) = std::fs::read("/proc/self/mountinfo") else { return };
+    let keys = snapshotter.mounted_on_chains(&mounted);
+    if keys.is_empty() {
+        return;
+    }
+    let more = keys.len().saturating_sub(CONTAINERS_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let named = keys[..keys.len().min(CONTAINERS_NAMED)].join(", ");
+    warn!(
+        "{} containers run on this node's lazy images and will see errors until they are \
+         started anew: {named}{more}",
+        keys.len()
+    );
+}
+
 fn inode(path: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     std::fs::symlink_metadata(path).ok().map(|meta| meta.ino())
@@ -351,16 +404,24 @@ fn registry_settings(config: &Config) -> registry::Settings {
     }
 }
 
-/// Ends with the first SIGTERM or SIGINT.
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT, heard from the moment this is made: told to end while it
+/// starts, a node takes its mount away again.
+struct Signals(Option<(Signal, Signal)>);
+
+impl Signals {
+    fn listen() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let signals =
+            signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok());
+        Self(signals)
+    }
+
+    /// Ends with the first of them.
+    async fn first(self) {
+        let Some((mut term, mut int)) = self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }

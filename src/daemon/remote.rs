@@ -2,9 +2,12 @@
 //! shown in the daemon's mount.
 
 use std::path::PathBuf;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Node;
@@ -18,23 +21,27 @@ use crate::types::Digest;
 /// Remote layers of a node. Holds no node alive.
 pub(super) struct NodeLayers(pub(super) Weak<Node>);
 
+/// News of an image whose layers are being made available, lowest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress {
+    /// Chains that have become available.
+    chains: usize,
+    /// How it ended, once it has.
+    ended: Option<Result<(), RemoteError>>,
+}
+
+/// Images on their way, by name: bounded by what containerd pulls at a time.
+pub(super) type Coming = DashMap<String, watch::Receiver<Progress>>;
+
 impl RemoteLayers for NodeLayers {
     fn start_all(&self, image: &RemoteImage) {
         let Some(node) = self.0.upgrade() else { return };
-        // The first request for the image prepares all of its layers anyway; this
-        // only begins earlier.
         let name = name(image);
-        if !node.starting.insert(name.clone()) {
-            return;
+        // A manifest that was resolved before says nothing new.
+        let known = image.manifest.is_some() && node.store.image(&name).is_ok_and(|i| i.is_some());
+        if !known {
+            node.come(&name);
         }
-        let runtime = node.runtime.clone();
-        runtime.spawn(async move {
-            let resolved = node.images.resolve(&name, false, IndexMode::Auto, &note).await;
-            node.starting.remove(&name);
-            if let Err(error) = resolved {
-                debug!(image = name, "{error}");
-            }
-        });
     }
 
     fn prepare(&self, layer: RemoteLayer) -> BoxFuture<'_, Result<RemoteChain, RemoteError>> {
@@ -44,17 +51,30 @@ impl RemoteLayers for NodeLayers {
                 return Ok(chain);
             }
             let name = name(&layer.image);
-            node.images
-                .resolve(&name, false, IndexMode::Auto, &note)
-                .await
-                .map_err(|error| remote_error(&error))?;
-            node.chain(&layer.chain_id).map_err(|_| {
-                let message = format!(
-                    "layer {} of {name} does not come to the chain {} that was asked for",
-                    layer.digest, layer.chain_id
-                );
-                RemoteError::Declined(message)
-            })
+            loop {
+                let (mut news, own) = node.come(&name);
+                let ended = loop {
+                    let ended = news.borrow_and_update().ended.clone();
+                    if let Ok(chain) = node.chain(&layer.chain_id) {
+                        return Ok(chain);
+                    }
+                    match ended {
+                        Some(ended) => break ended,
+                        // Without a last word: the daemon is ending.
+                        None => news.changed().await.map_err(|_| closing())?,
+                    }
+                };
+                ended?;
+                // What was under way already may have had another manifest under
+                // this tag; what began with this request has not.
+                if own {
+                    let message = format!(
+                        "layer {} of {name} does not come to the chain {} that was asked for",
+                        layer.digest, layer.chain_id
+                    );
+                    return Err(RemoteError::Declined(message));
+                }
+            }
         })
     }
 
@@ -78,6 +98,31 @@ impl RemoteLayers for NodeLayers {
 }
 
 impl Node {
+    /// Sees to it that the image's layers are on their way. The work goes on
+    /// whether or not somebody waits for it: the next request finds more of it done.
+    /// Gives what there is to hear, and whether this call began it.
+    fn come(self: &Arc<Self>, name: &str) -> (watch::Receiver<Progress>, bool) {
+        let (tell, news) = match self.coming.entry(name.to_owned()) {
+            Entry::Occupied(known) => return (known.get().clone(), false),
+            Entry::Vacant(free) => {
+                let (tell, news) = watch::channel(Progress::default());
+                free.insert(news.clone());
+                (tell, news)
+            }
+        };
+        let (node, name) = (Arc::clone(self), name.to_owned());
+        self.runtime.spawn(async move {
+            let ready = |_| tell.send_modify(|progress| progress.chains += 1);
+            let resolved =
+                node.images.resolve_upwards(&name, false, IndexMode::Auto, &note, &ready).await;
+            // First out of the table: who asks from now on begins anew.
+            node.coming.remove(&name);
+            let ended = resolved.map(drop).map_err(|error| remote_error(&error));
+            tell.send_modify(|progress| progress.ended = Some(ended));
+        });
+        (news, true)
+    }
+
     /// Where a chain is, if all of its layers have an index here.
     fn chain(&self, chain_id: &Digest) -> Result<RemoteChain, RemoteError> {
         let known =

@@ -1,8 +1,9 @@
 //! The swarm's keys.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -34,6 +35,9 @@ pub enum SwarmKeyError {
         /// What the system said.
         error: io::Error,
     },
+    /// Anybody can read the file.
+    #[error("swarm key {0}: everybody can read it; chmod 600")]
+    Exposed(PathBuf),
     /// A line that is not a key. It is not quoted: it may be a damaged secret.
     #[error("line {line} is not a swarm key: {PREFIX} and 64 lower-case hexadecimal digits")]
     Malformed {
@@ -72,6 +76,20 @@ impl SwarmKey {
         &self.0
     }
 
+    /// Writes a key file that only its owner can read, where there is none yet.
+    ///
+    /// # Errors
+    /// [`SwarmKeyError::Io`].
+    pub fn write_new(&self, path: &Path) -> Result<(), SwarmKeyError> {
+        let write = || {
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            writeln!(file, "{}", self.to_line())?;
+            file.sync_all()
+        };
+        write().map_err(|error| SwarmKeyError::Io { path: path.to_owned(), error })
+    }
+
     /// The key as a line of a key file: a secret.
     pub fn to_line(&self) -> String {
         format!("{PREFIX}{}", Hex(&self.0))
@@ -102,6 +120,9 @@ impl SwarmKeys {
         let failed = |error| SwarmKeyError::Io { path: path.to_owned(), error };
         let mut text = String::new();
         let file = File::open(path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.mode() & 0o007 != 0 {
+            return Err(SwarmKeyError::Exposed(path.to_owned()));
+        }
         file.take(FILE_MAX).read_to_string(&mut text).map_err(failed)?;
         text.parse()
     }
@@ -153,6 +174,21 @@ mod tests {
         let read: SwarmKeys = text.parse().expect("keys");
         assert!(read.iter().eq(&keys));
         assert!(!format!("{read:?}").contains("0101"));
+    }
+
+    #[test]
+    fn a_key_file_is_its_owners_and_is_not_written_over() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("swarm.key");
+        let key = SwarmKey::generate().expect("random");
+        key.write_new(&path).expect("written");
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(SwarmKeys::load(&path).expect("keys").iter().eq([&key]));
+        assert!(matches!(key.write_new(&path), Err(SwarmKeyError::Io { .. })));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("changed");
+        assert!(matches!(SwarmKeys::load(&path), Err(SwarmKeyError::Exposed(_))));
     }
 
     #[test]

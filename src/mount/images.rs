@@ -1,12 +1,14 @@
 //! From an image's name to a chain of indexed layers.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use tracing::info;
 
 use super::catalog::view_name;
@@ -176,6 +178,23 @@ impl Images {
         index: IndexMode,
         told: &Told<'_>,
     ) -> Result<Resolved, ImageError> {
+        self.resolve_upwards(image, plain_http, index, told, &|_| {}).await
+    }
+
+    /// As [`Images::resolve`]; `ready` hears of each chain as soon as it can be
+    /// mounted, durably, lowest first. Who needs the lower layers does not wait
+    /// for those above, and has them even if one of those can't be had.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub async fn resolve_upwards(
+        &self,
+        image: &str,
+        plain_http: bool,
+        index: IndexMode,
+        told: &Told<'_>,
+        ready: &(dyn Fn(Digest) + Send + Sync),
+    ) -> Result<Resolved, ImageError> {
         let source: Source =
             image.parse().map_err(|e| ImageError::Name(format!("{image}: {e}")))?;
         let reference = full_name(&source);
@@ -192,15 +211,38 @@ impl Images {
         };
         let offered = self.offered(&image, &*source, index).await?;
         let offered = offered.as_ref();
-        let layers: Vec<LayerKey> = stream::iter(image.layers.clone())
-            .map(|layer| {
-                let source = Arc::clone(&source);
-                async move { self.prepare(&layer, &source, offered, index, told).await }
-            })
-            .buffered(LAYERS_AT_ONCE)
-            .try_collect()
-            .await?;
-        self.record(&reference, &image, &layers).await
+        let mut prepared = pin!(
+            stream::iter(image.layers.clone())
+                .map(|layer| {
+                    let source = Arc::clone(&source);
+                    async move {
+                        let key = self.prepare(&layer, &source, offered, index, told).await?;
+                        Ok::<_, ImageError>((layer, key))
+                    }
+                })
+                .buffered(LAYERS_AT_ONCE)
+        );
+        // Both go on at once: layers above don't wait while a chain is written.
+        let (done, mut finished) = mpsc::unbounded_channel();
+        let preparing = async move {
+            while let Some(layer) = prepared.try_next().await? {
+                let _ = done.send(layer);
+            }
+            Ok::<_, ImageError>(())
+        };
+        let publishing = async {
+            let (mut layers, mut parts) = (Vec::new(), Vec::new());
+            while let Some((layer, key)) = finished.recv().await {
+                parts.push(layer.chain_part().unwrap_or(key.diff_id));
+                layers.push(key);
+                ready(self.publish(&layers, &parts).await?);
+            }
+            Ok::<_, ImageError>((layers, parts))
+        };
+        let (all_prepared, published) = tokio::join!(preparing, publishing);
+        all_prepared?;
+        let (layers, parts) = published?;
+        self.record(&reference, &image, &layers, &parts).await
     }
 
     /// Resolves the image at a path below `images/` and gives its view's slot.
@@ -380,24 +422,34 @@ impl Images {
         Ok(())
     }
 
+    /// Makes the chain of these layers known and durable; gives its name.
+    async fn publish(&self, layers: &[LayerKey], parts: &[Digest]) -> Result<Digest, ImageError> {
+        let store_of = Arc::clone(&self.store);
+        let layers = layers.to_vec();
+        let chain = chain_ids(parts).pop().unwrap_or_else(|| Digest::of(b""));
+        let work = move || {
+            put_chain(&store_of, &chain, &layers)?;
+            store_of.sync().map_err(store)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        self.has_changed();
+        Ok(chain)
+    }
+
     /// Notes what the image is, and makes that durable.
     async fn record(
         &self,
         reference: &str,
         image: &Image,
         layers: &[LayerKey],
+        parts: &[Digest],
     ) -> Result<Resolved, ImageError> {
         let store = Arc::clone(&self.store);
-        let parts: Vec<Digest> = image
-            .layers
-            .iter()
-            .zip(layers)
-            .map(|(layer, key)| layer.chain_part().unwrap_or(key.diff_id))
-            .collect();
         let (name, layers, image) = (reference.to_owned(), layers.to_vec(), image.clone());
         let blobs = image.layers.iter().map(|layer| layer.digest).collect();
         let manifest = image.manifest.digest;
-        let work = move || write(&store, &name, &image, &layers, &chain_ids(&parts));
+        let chain = chain_ids(parts).pop().unwrap_or_else(|| Digest::of(b""));
+        let work = move || write(&store, &name, &image, &layers, chain);
         let view = tokio::task::spawn_blocking(work).await.map_err(failed)??;
         self.has_changed();
         Ok(Resolved { reference: reference.to_owned(), manifest, blobs, view })
@@ -417,30 +469,29 @@ impl Images {
     }
 }
 
-/// Writes chains, documents and the image's record; gives its view's slot.
+/// Writes the chain of these layers, lowest first.
+fn put_chain(store_of: &Store, chain: &Digest, layers: &[LayerKey]) -> Result<(), ImageError> {
+    let mut slots = Vec::with_capacity(layers.len());
+    for key in layers {
+        let layer = store_of.layer(key).map_err(store)?;
+        let layer =
+            layer.ok_or_else(|| ImageError::Store(format!("layer {} is gone", key.diff_id)))?;
+        slots.push(layer.slot);
+    }
+    store_of.put_chain(chain, &slots).map_err(store)?;
+    Ok(())
+}
+
+/// Writes documents and the image's record; gives its view's slot. The chains
+/// below its own were published before.
 fn write(
     store_of: &Store,
     reference: &str,
     image: &Image,
     layers: &[LayerKey],
-    chains: &[Digest],
+    chain: Digest,
 ) -> Result<u32, ImageError> {
-    let mut slots = Vec::with_capacity(layers.len());
-    for (key, chain) in layers.iter().zip(chains) {
-        let layer = store_of.layer(key).map_err(store)?;
-        let layer =
-            layer.ok_or_else(|| ImageError::Store(format!("layer {} is gone", key.diff_id)))?;
-        slots.push(layer.slot);
-        store_of.put_chain(chain, &slots).map_err(store)?;
-    }
-    let empty = Digest::of(b"");
-    let chain = match chains.last() {
-        Some(chain) => *chain,
-        None => {
-            store_of.put_chain(&empty, &[]).map_err(store)?;
-            empty
-        }
-    };
+    put_chain(store_of, &chain, layers)?;
     for document in &image.documents {
         store_of.put_document(&document.descriptor.digest, &document.bytes).map_err(store)?;
     }

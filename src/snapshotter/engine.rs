@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use super::directories::{Directories, Owner};
 use super::error::Error;
 use super::filter::Filter;
+use super::in_use;
 use super::labels::{self, SNAPSHOT_REF};
 use super::meta::{
     Adoption, Content, Kind, Labels, MetaError, MetaStore, OpenError, Record, Snapshot, Timestamp,
@@ -254,13 +255,20 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Keys of active snapshots and views that stand on a remote chain: containers
-    /// that may be using the mount.
-    pub fn on_remote_chains(&self) -> Vec<String> {
+    /// Keys of active snapshots and views that stand on a remote chain and are
+    /// mounted, as `mountinfo` (proc(5)) has it: containers that are running, in
+    /// name order.
+    pub fn mounted_on_chains(&self, mountinfo: &[u8]) -> Vec<String> {
+        let mounted = in_use::Mounted::parse(mountinfo);
         let state = self.inner.meta.read();
         let open = state.records().iter().filter(|(_, record)| record.kind != Kind::Committed);
-        open.filter(|(key, _)| {
-            state.snapshot(key).is_ok_and(|snapshot| snapshot.chain_below().is_some())
+        open.filter(|(key, record)| {
+            let Ok(snapshot) = state.snapshot(key) else { return false };
+            let Some(chain) = snapshot.chain_below() else { return false };
+            match record.kind {
+                Kind::View => mounted.has_chain(&chain),
+                _ => mounted.has_upper(&self.inner.directories.fs(record.id)),
+            }
         })
         .map(|(key, _)| key.clone())
         .collect()

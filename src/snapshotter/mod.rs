@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | [`meta`] | the snapshot table and its rules | its database |
 //! | [`filter`] | containerd's filter language | nothing |
+//! | `in_use` | which snapshots the mount table shows | nothing |
 //! | [`labels`] | which layer containerd's labels ask for | nothing |
 //! | [`mounts`] | what containerd is told to mount | nothing |
 //! | [`directories`], [`usage`], [`meter`] | files of ordinary snapshots, their removal and size | the disk |
@@ -21,6 +22,7 @@ pub mod directories;
 pub mod engine;
 pub mod error;
 pub mod filter;
+mod in_use;
 pub mod labels;
 pub mod meta;
 pub mod meter;

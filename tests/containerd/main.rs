@@ -2,9 +2,9 @@
 //!
 //! A [`world::World`] is a containerd of its own with the snapshotter as its
 //! plugin, an OCI layout of small images and a registry that counts. Who serves
-//! the plugin is a [`plugin::Plugin`]: here the service in this process, with
-//! layers unpacked by `tar` in place of lazy ones; the same scenarios can be
-//! driven against the built daemon by another implementation.
+//! the plugin is a [`plugin::Plugin`]: the built daemon with its store and FUSE
+//! mount ([`node::Node`]), or, where a scenario needs a say in what is available,
+//! the service in this process with layers unpacked by `tar` in place of lazy ones.
 //!
 //! Needs root, containerd, runc and ctr; ctr-remote where it is there.
 
@@ -17,10 +17,13 @@ mod crash;
 mod cri;
 mod differential;
 mod images;
+mod lazy;
+mod node;
 mod ordinary;
 mod parity;
 mod plugin;
 mod remote;
 mod requests;
+mod start;
 mod unpacked;
 mod world;

@@ -1,5 +1,5 @@
 #!/bin/bash
-# images.sh small|full [DIRECTORY]
+# images.sh small|numpy|full [DIRECTORY]
 #
 # Makes real images as OCI layouts and prints the directory that holds them.
 #
@@ -7,6 +7,8 @@
 #             oci    tag v1: base system | python3 | a 24 MiB safetensors model   (gzip)
 #             zstd, chunked, estargz: the same image as skopeo, buildah and
 #             ctr-remote compress it; one that its tool can't make here is left out
+#   numpy   seconds, with the small one's layers and numpy from PyPI:
+#             oci    tag v1: base system | python3 | numpy | the 24 MiB model      (gzip)
 #   full    minutes; a Debian root file system and PyPI packages, for benchmarks:
 #             oci    tag a: Debian minbase | python3 | numpy and a model with real weights
 #                    tag b: the first two | a safetensors file of 1 GiB
@@ -21,8 +23,8 @@ root=$(cd "$here/../.." && pwd)
 base_packages="base-files bash coreutils dash findutils grep libc-bin login passwd perl-base sed tar"
 
 main() {
-    local kind=${1:?small or full} place
-    case $kind in small | full) ;; *) echo "small or full, not '$kind'" >&2; exit 2 ;; esac
+    local kind=${1:?small, numpy or full} place
+    case $kind in small | numpy | full) ;; *) echo "small, numpy or full, not '$kind'" >&2; exit 2 ;; esac
     place=${2:-$root/target/lab/$kind-$(recipe | sha256sum | cut -c1-12)}
     mkdir -p "$place"
     exec 9>"$place/.lock"
@@ -143,6 +145,28 @@ convert() {
         $ctr images convert --estargz --oci --all-platforms lab/small:v1 lab/small:v1-esgz &&
         $ctr images export --all-platforms estargz.tar lab/small:v1-esgz &&
         tar -C estargz -xf estargz.tar && rm -rf oci.tar estargz.tar
+}
+
+# --- numpy -------------------------------------------------------------------
+
+make_numpy() {
+    local small version
+    need umoci python3 python3-pip libstdc++6
+    small=$("$here/images.sh" small)
+    rm -rf ./*
+    closure $base_packages >base.packages
+    closure python3 libstdc++6 >python.all
+    grep -vxFf base.packages python.all >python.packages
+    members python.packages | sort -u >python.list
+    archive python.list python.tar
+    version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary=:all: \
+        --implementation cp --python-version "$version" \
+        --target "numpy/usr/local/lib/python$version/dist-packages" numpy
+    tar -C numpy --blocking-factor=1 --numeric-owner --owner=0 --group=0 --sort=name -cf numpy.tar usr
+    layout oci
+    image oci v1 "$small/base.tar" python.tar numpy.tar "$small/model.tar"
+    rm -rf numpy ./*.list ./*.packages ./*.all ./*.tar
 }
 
 # --- full --------------------------------------------------------------------

@@ -178,7 +178,10 @@ async fn the_chain_is_the_one_lower_directory() {
     assert_eq!(mounts[0].kind, "overlay");
     assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={path}"));
     assert_eq!(bench.snapshotter.mounts("container").await.unwrap(), mounts);
-    assert_eq!(bench.snapshotter.on_remote_chains(), ["container"]);
+    assert!(bench.snapshotter.mounted_on_chains(b"").is_empty(), "it does not run");
+    let upper = mounts[0].options.iter().find(|option| option.starts_with("upperdir=")).unwrap();
+    let table = format!("9 1 0:9 / /run/rootfs rw - overlay overlay rw,lowerdir={path},{upper}\n");
+    assert_eq!(bench.snapshotter.mounted_on_chains(table.as_bytes()), ["container"]);
 
     let view = bench.snapshotter.view("view", &top, &Labels::new()).await.unwrap();
     assert_eq!((view[0].kind, view[0].source.as_str()), ("bind", path.as_str()));

@@ -184,8 +184,11 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() ->
 /// The small real image, made once of the machine's own packages.
 pub(crate) fn lab_images() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/images.sh");
-        PathBuf::from(run(Command::new(script).arg("small")).trim_end())
-    })
+    PLACE.get_or_init(|| made_images("small"))
+}
+
+/// Images of a kind that `tests/lab/images.sh` knows, made if they are not there.
+pub(crate) fn made_images(kind: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/images.sh");
+    PathBuf::from(run(Command::new(script).arg(kind)).trim_end())
 }
