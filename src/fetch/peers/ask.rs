@@ -207,7 +207,7 @@ impl Inner {
 impl Net {
     /// Tells the neighbours what this node gets for the LAN.
     fn claim(&self, object: ObjectId, blocks: Range<u32>, on: bool) {
-        let blocks: BlockSet = [blocks].into_iter().collect();
+        let blocks: BlockSet = std::iter::once(blocks).collect();
         for tunnel in self.neighbours() {
             let claim = Message::Getting { object, blocks: blocks.clone(), on };
             // A neighbour that does not hear it fetches twice, and no worse.

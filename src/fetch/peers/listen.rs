@@ -108,13 +108,13 @@ impl Inner {
             Content::Block { object, index, block } => {
                 let len = block.data().len() as u32;
                 let near = self.progress(request, len, &peer);
+                self.state().received(&peer, len.into());
                 let key = BlockKey { object, index };
                 let source = if near == Near::Lan { Source::Lan } else { Source::Remote };
                 let blob = self.locator.cached(&object).map(|located| *located.index.blob());
                 let event = Event::Block { request, key, len };
                 self.arrived(blob.as_ref(), key, &block, source, event);
                 let mut state = self.state();
-                state.received(&peer, len.into());
                 if let Some(net) = state.net.as_mut() {
                     net.assemblies.forget_block(&key);
                 }

@@ -107,7 +107,7 @@ impl Inner {
     pub(in crate::fetch) fn note_held(&self, state: &mut State, key: &BlockKey) {
         let Some(net) = state.net.as_mut() else { return };
         let Some(homes) = net.heard.objects.get(&key.object) else { return };
-        let block: BlockSet = [key.index..key.index + 1].into_iter().collect();
+        let block: BlockSet = std::iter::once(key.index..key.index + 1).collect();
         for home in homes {
             net.journal.record(home, key.object, Holding::Add(block.clone()));
         }
