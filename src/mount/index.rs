@@ -91,7 +91,7 @@ async fn import(
 
 /// An index has to be of this very layer. What the image's configuration says
 /// of the layer, which the image's digest covers, outweighs any index.
-fn belongs(root: &LayerRoot, layer: &LayerDescriptor) -> Result<(), String> {
+pub(super) fn belongs(root: &LayerRoot, layer: &LayerDescriptor) -> Result<(), String> {
     let root = root.body();
     if root.blob != layer.digest || root.blob_size != layer.size {
         return Err("it is the index of another blob".into());

@@ -12,8 +12,10 @@
 
 mod ask;
 mod dial;
+mod index;
 mod listen;
 mod news;
+mod question;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use tokio::sync::Notify;
 
 use self::ask::{Asked, Assemblies};
 use self::news::{Heard, Listener, LookUp};
+use self::question::Questions;
 use super::driver::State;
 use super::engine::{Engine, Inner};
 use super::schedule;
@@ -40,6 +43,7 @@ pub(super) struct Net {
     peers: HashMap<PeerId, Peer>,
     tunnels: BTreeMap<TunnelId, Arc<dyn Tunnel>>,
     asked: HashMap<schedule::RequestId, Asked>,
+    questions: Questions,
     assemblies: Assemblies,
     /// What this node holds, for those who listen.
     journal: Journal,
@@ -53,7 +57,9 @@ pub(super) struct Net {
     lookups: HashMap<Home, LookUp>,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
-    /// Told when tunnels come and go.
+    /// Addresses that are called for the first time.
+    calling: HashSet<SocketAddr>,
+    /// Told when tunnels come and go, and when a first call has failed.
     links: Arc<Notify>,
 }
 
@@ -117,6 +123,7 @@ impl Engine {
             peers: HashMap::new(),
             tunnels: BTreeMap::new(),
             asked: HashMap::new(),
+            questions: Questions::default(),
             assemblies: Assemblies::default(),
             journal: Journal::new(u64::from_le_bytes(epoch)),
             listeners: HashMap::new(),
@@ -124,6 +131,7 @@ impl Engine {
             homes: Vec::new(),
             announced: HashSet::new(),
             lookups: HashMap::new(),
+            calling: HashSet::new(),
             changed: Arc::clone(&changed),
             links,
         };
@@ -138,6 +146,9 @@ impl Engine {
     /// Keeps a tunnel open to a node, whenever it is there. This is how a list in
     /// the configuration and discovery feed peers.
     pub fn dial(&self, target: Target) {
+        if let Some(net) = self.inner.state().net.as_mut() {
+            net.calling.insert(target.address);
+        }
         self.inner.handle.spawn(dial::keep(Arc::downgrade(&self.inner), target));
     }
 
