@@ -154,7 +154,10 @@ impl Node {
             Arc::clone(&counters),
             reading,
         );
-        let trust = Trust { registry: config.believes(IndexOrigin::Registry) };
+        let trust = Trust {
+            registry: config.believes(IndexOrigin::Registry),
+            swarm: config.believes(IndexOrigin::Swarm),
+        };
         let images = Arc::new(Images::new(
             Arc::clone(&store),
             Arc::clone(&engine),

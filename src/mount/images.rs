@@ -9,7 +9,7 @@ use ed25519_dalek::SigningKey;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::catalog::view_name;
 use super::index::{Offered, export};
@@ -19,7 +19,7 @@ use crate::oci::{
     Artifact, Image, ImageSource, LayerDescriptor, Reference, Source, SourceError, Trouble,
     chain_ids,
 };
-use crate::store::{ImageRecord, LayerKey, Store};
+use crate::store::{ImageRecord, IndexOrigin, LayerKey, Store};
 use crate::telemetry::Counters;
 use crate::types::Digest;
 
@@ -47,6 +47,8 @@ pub enum IndexMode {
 pub struct Trust {
     /// The image's own registry.
     pub registry: bool,
+    /// Members of the swarm.
+    pub swarm: bool,
 }
 
 /// What [`Images`] needs to know.
@@ -380,6 +382,14 @@ impl Images {
         if let Some(key) = self.indexed(layer)? {
             return Ok(key);
         }
+        if index != IndexMode::Never
+            && self.settings.trust.swarm
+            && self.index_from_peers(layer).await
+            && let Some(key) = self.indexed(layer)?
+        {
+            self.tell_if_sequential(layer, told).await?;
+            return Ok(key);
+        }
         if let Some(offered) = offered
             && offered.import(&**source, layer, &self.store, &self.counters).await
             && let Some(key) = self.indexed(layer)?
@@ -403,6 +413,18 @@ impl Images {
         }
         self.tell_if_sequential(layer, told).await?;
         Ok(key)
+    }
+
+    /// Takes a layer's index from a peer, if one has it and it is sound.
+    async fn index_from_peers(&self, layer: &LayerDescriptor) -> bool {
+        let Some((root, parts)) = self.engine.index_from_peers(&layer.digest).await else {
+            return false;
+        };
+        let taken = super::index::take(layer, &self.store, root, parts, IndexOrigin::Swarm).await;
+        if let Err(error) = &taken {
+            warn!(layer = %layer.digest, "a peer's index is not used: {error}");
+        }
+        taken.is_ok()
     }
 
     async fn tell_if_sequential(

@@ -85,6 +85,7 @@ impl Inner {
         net.tunnels.remove(&id);
         net.asked.retain(|_, asked| asked.tunnel != id);
         net.assemblies.forget_tunnel(id);
+        net.forget_calls(id);
         net.forget_listeners(id);
         net.links.notify_waiters();
         let Some(entry) = net.peers.get_mut(&peer) else { return };
@@ -104,6 +105,12 @@ impl Inner {
     }
 
     fn on_content(self: &Arc<Self>, peer: PeerId, request: RequestId, content: Content) {
+        let content = {
+            let mut state = self.state();
+            let Some(net) = state.net.as_mut() else { return };
+            let Some(content) = net.answer(request, content) else { return };
+            content
+        };
         match content {
             Content::Block { object, index, block } => {
                 let len = block.data().len() as u32;
@@ -155,10 +162,11 @@ impl Inner {
 
     fn on_end(self: &Arc<Self>, request: RequestId, event: Event) {
         let mut state = self.state();
-        if let Some(net) = state.net.as_mut() {
-            net.asked.remove(&request);
+        let Some(net) = state.net.as_mut() else { return };
+        net.asked.remove(&request);
+        if !net.end_call(request) {
+            self.tell(&mut state, event);
         }
-        self.tell(&mut state, event);
     }
 }
 

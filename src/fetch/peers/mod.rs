@@ -3,6 +3,7 @@
 //!
 //! - `listen` takes in what comes, on a thread of its own, in order;
 //! - `ask` sends what the scheduler wants asked;
+//! - `call` asks one peer for roots and parts of an index;
 //! - `news` says and hears who holds, wants and gets what;
 //! - `dial` keeps connections to addresses that were given.
 //!
@@ -11,6 +12,7 @@
 //! the lock is held: a full tunnel is an answer.
 
 mod ask;
+mod call;
 mod dial;
 mod listen;
 mod news;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use self::ask::{Asked, Assemblies};
+use self::call::Call;
 use self::news::{Heard, Listener, LookUp};
 use super::driver::State;
 use super::engine::{Engine, Inner};
@@ -41,6 +44,8 @@ pub(super) struct Net {
     tunnels: BTreeMap<TunnelId, Arc<dyn Tunnel>>,
     asked: HashMap<schedule::RequestId, Asked>,
     assemblies: Assemblies,
+    calls: HashMap<schedule::RequestId, Call>,
+    next_call: u64,
     /// What this node holds, for those who listen.
     journal: Journal,
     listeners: HashMap<(TunnelId, Home), Listener>,
@@ -116,6 +121,8 @@ impl Engine {
             tunnels: BTreeMap::new(),
             asked: HashMap::new(),
             assemblies: Assemblies::default(),
+            calls: HashMap::new(),
+            next_call: 0,
             journal: Journal::new(u64::from_le_bytes(epoch)),
             listeners: HashMap::new(),
             heard: Heard::default(),
