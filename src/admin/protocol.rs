@@ -179,6 +179,10 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
+    /// Bytes of content fetched so far by source: `local` (held under another
+    /// name), `lan`, `remote`, `registry`, `wasted`. Empty for other work.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, u64>,
 }
 
 /// What is done to a layer.
@@ -217,6 +221,9 @@ pub struct PullReport {
     pub content_bytes: u64,
     /// Counters that changed, by name.
     pub bytes: BTreeMap<String, u64>,
+    /// Bytes of content that this pull fetched, by source, as in [`Progress`].
+    #[serde(default)]
+    pub sources: BTreeMap<String, u64>,
 }
 
 /// A known image.
@@ -271,7 +278,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The store.
     pub store: StoreInfo,
-    /// Bytes by source since the owner started: `registry`, `index`, `dedup`, `local`.
+    /// Bytes by source since the owner started: `registry` and `index` as on the
+    /// line; of content `dedup`, `lan`, `remote` and `wasted`; and what readers got
+    /// without waiting, `local`.
     pub bytes: BTreeMap<String, u64>,
     /// All counters by name.
     pub counters: BTreeMap<String, u64>,

@@ -11,7 +11,7 @@ use crate::admin::{
     ImageInfo, LayerInfo, MountInfo, PeerInfo, Progress, Stage, Status, StoreInfo, SwarmNode,
 };
 use crate::fetch::tunnel::{Near, Transport};
-use crate::fetch::{PeerStatus, WorkKind};
+use crate::fetch::{PeerStatus, Sources, WorkKind};
 use crate::fs::ReadFailure;
 use crate::mount::{Mounted, StatusFiles};
 use crate::store::{IndexOrigin, LayerKey};
@@ -26,6 +26,9 @@ impl Node {
             ("registry".to_owned(), count("bytes_registry")),
             ("index".to_owned(), count("bytes_index")),
             ("dedup".to_owned(), count("bytes_dedup")),
+            ("lan".to_owned(), count("content_lan")),
+            ("remote".to_owned(), count("content_remote")),
+            ("wasted".to_owned(), count("content_wasted")),
             ("local".to_owned(), count("bytes_read_resident")),
         ]);
         let stats = self.store.stats();
@@ -191,7 +194,17 @@ pub(super) fn progress(work: &crate::fetch::Work) -> Progress {
         WorkKind::Fetch => Stage::Fetch,
         WorkKind::Push => Stage::Push,
     };
-    Progress { layer: work.blob.to_string(), stage, done: work.done(), total: work.total }
+    let sources = match work.kind {
+        WorkKind::Fetch => by_source(&work.sources()),
+        WorkKind::FirstPass | WorkKind::Push => BTreeMap::new(),
+    };
+    let layer = work.blob.to_string();
+    Progress { layer, stage, done: work.done(), total: work.total, sources }
+}
+
+/// Bytes by source as they are told to clients.
+pub(super) fn by_source(sources: &Sources) -> BTreeMap<String, u64> {
+    sources.by_name().map(|(name, bytes)| (name.to_owned(), bytes)).into()
 }
 
 /// The files in `.peersync/`.

@@ -221,7 +221,7 @@ impl Images {
             },
         };
         if index != IndexMode::Never && self.settings.trust.swarm {
-            self.from_peers(&image, told).await?;
+            self.ask_peers(&image, told).await?;
         }
         let offered = self.offered(&image, &*source, index).await?;
         let offered = offered.as_ref();
@@ -339,16 +339,14 @@ impl Images {
     }
 
     /// Takes from peers the indexes that they have and that are not here.
-    async fn from_peers(&self, image: &Image, told: &Told<'_>) -> Result<(), ImageError> {
+    async fn ask_peers(&self, image: &Image, told: &Told<'_>) -> Result<(), ImageError> {
         let layers = stream::iter(image.layers.iter().map(Ok));
         layers
             .try_for_each_concurrent(LAYERS_AT_ONCE, |layer| async move {
                 let lock = self.lock_of(&layer.digest);
                 let guard = lock.lock().await;
                 let taken = match self.indexed(layer) {
-                    Ok(None) => peers::index(&self.engine, &self.store, layer)
-                        .await
-                        .map_err(ImageError::Store),
+                    Ok(None) => Ok(peers::index(&self.engine, &self.store, layer).await),
                     known => known.map(|_| false),
                 };
                 drop(guard);

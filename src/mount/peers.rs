@@ -7,8 +7,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use super::index::belongs;
-use crate::fetch::{Engine, install};
+use super::index::{belongs, take};
+use crate::fetch::Engine;
+use crate::layer::root::LayerRoot;
 use crate::oci::{
     Artifact, BlobStream, Descriptor, Document, DocumentError, Image, ImageSource, LayerDescriptor,
     Manifest, Platform, SourceError, Target,
@@ -38,27 +39,16 @@ pub(super) async fn image(engine: &Arc<Engine>, name: &str) -> Option<Image> {
 }
 
 /// Takes the layer's index from a peer into the store; `false` if there is none.
-///
-/// # Errors
-/// What the store says.
-pub(super) async fn index(
-    engine: &Engine,
-    store: &Arc<Store>,
-    layer: &LayerDescriptor,
-) -> Result<bool, String> {
-    let fits = |root: &crate::layer::root::LayerRoot| belongs(root, layer);
+pub(super) async fn index(engine: &Engine, store: &Arc<Store>, layer: &LayerDescriptor) -> bool {
+    let fits = |root: &LayerRoot| belongs(root, layer);
     let Some((root, parts)) = engine.index_from_peers(&layer.digest, &fits).await else {
-        return Ok(false);
+        return false;
     };
-    let store = Arc::clone(store);
-    let work = move || install(&store, &root, &parts, IndexOrigin::Swarm);
-    match tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())? {
-        Ok(_) => Ok(true),
-        Err(error) => {
-            warn!(layer = %layer.digest, "a peer's index is not used: {error}");
-            Ok(false)
-        }
+    let taken = take(layer, store, root, parts, IndexOrigin::Swarm).await;
+    if let Err(error) = &taken {
+        warn!(layer = %layer.digest, "a peer's index is not used: {error}");
     }
+    taken.is_ok()
 }
 
 /// The documents that peers have. Blobs come by other ways.

@@ -162,9 +162,8 @@ impl Inner {
 
     fn on_end(self: &Arc<Self>, request: RequestId, event: Event) {
         let mut state = self.state();
-        if let Some(net) = state.net.as_mut() {
-            net.asked.remove(&request);
-        }
+        let Some(net) = state.net.as_mut() else { return };
+        net.asked.remove(&request);
         self.tell(&mut state, event);
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! - `listen` takes in what comes, on a thread of its own, in order;
 //! - `ask` sends what the scheduler wants asked;
+//! - `question` asks what the scheduler has no part in, and `index` gets indexes
+//!   and documents so;
 //! - `news` says and hears who holds, wants and gets what;
 //! - `dial` keeps connections to addresses that were given.
 //!
