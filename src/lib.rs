@@ -6,6 +6,8 @@
 pub mod layer;
 pub mod store;
 pub mod types;
+// Pure, and fuzzed without the rest of the node.
+pub mod wire;
 
 #[cfg(feature = "node")]
 pub mod admin;
@@ -37,5 +39,3 @@ pub mod snapshotter;
 pub mod swarm;
 #[cfg(feature = "node")]
 pub mod telemetry;
-#[cfg(feature = "node")]
-pub mod wire;

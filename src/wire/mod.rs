@@ -24,7 +24,7 @@ mod request;
 pub use blockset::{BLOCKS_MAX, BlockSet, RUNS_MAX};
 pub use codec::WireError;
 pub use frame::{FRAME_MAX, HEADER, Header, Kind};
-pub use fuzz::{fuzz_frames, fuzz_message};
+pub use fuzz::{fuzz_frames, fuzz_handshake, fuzz_message};
 pub use have::{Applied, HOMES_MAX, Holding, Journal, Ledger, LedgerError, Mark, OBJECTS_MAX};
 pub use hello::{
     Binding, Features, Hello, Limits, PROOFS_MAX, Proof, Role, VERSION, VersionError, Zone,

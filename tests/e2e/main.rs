@@ -12,6 +12,7 @@ mod hostile;
 mod lazy;
 mod models;
 mod nasty;
+mod peers;
 mod posix;
 mod registries;
 mod store;

@@ -9,7 +9,11 @@ use peersync::layer::root::{LayerRoot, PartRef, RootBody};
 use peersync::layer::seek::{Entry, SeekPoint, SeekTableBuilder};
 use peersync::layer::skeleton::SkeletonWriter;
 use peersync::layer::tree::TreeLimits;
-use peersync::types::Digest;
+use peersync::types::{BlockHash, Digest, ObjectId};
+use peersync::wire::{
+    Class, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head, Hello, Holding, Home,
+    LayerNews, Limits, Message, Refusal, Request, Zone,
+};
 
 fn main() {
     let archives = archives();
@@ -26,6 +30,7 @@ fn main() {
     for (name, first, text) in DOCUMENTS {
         write("manifest", name, &[&[first][..], text.as_bytes()].concat());
     }
+    messages();
     parts(&archives[0].1);
     spans(&text);
 }
@@ -58,6 +63,62 @@ fn write(target: &str, name: &str, bytes: &[u8]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     std::fs::create_dir_all(&dir).expect("a writable corpus");
     std::fs::write(dir.join(name), bytes).expect("a writable corpus");
+}
+
+/// One message of each kind that has something in it, and all of them as a stream.
+fn messages() {
+    let object = ObjectId::from_bytes([1; 32]);
+    let blob = Digest::of(b"blob");
+    let home = Home::Layer(blob);
+    let hello = Message::Hello(Hello {
+        features: Features::ALL,
+        proofs: vec![[5; 32], [6; 32]],
+        zone: Zone { country: "de".into(), ..Zone::default() },
+        port: 7400,
+        limits: Limits { requests: 256, bytes: 1 << 26 },
+        agent: "peersync/0.1.0".into(),
+    });
+    let some = Holding::Add([3..9, 20..21].into_iter().collect());
+    let objects = vec![(object, Holding::All), (object, some)];
+    let body = HaveBody { root: true, last: true, objects };
+    let extents = [
+        Extent::Blocks { object, first: 4, count: 8 },
+        Extent::Part { object, index: 1, offset: 5, len: 100 },
+        Extent::Items { blob, first: 0, count: 16 },
+        Extent::Roots { blob },
+        Extent::Spec { object },
+        Extent::Document { digest: blob },
+        Extent::Image { name: BlockHash::of(b"alpine") },
+    ];
+    let request = |(id, extent)| {
+        Message::Request(Request { id, class: Class::Urgent, zstd: true, extent })
+    };
+    let head = Head { request: 1, index: 4, len: 9000, encoding: Encoding::Zstd(5000), place: None };
+    let mut all = vec![
+        hello.clone(),
+        Message::Subscribe { home, on: true, since: Some((1, 2)) },
+        Message::Have(Have { home, epoch: 1, from: Some(2), to: 3, body }),
+        Message::Wants { home, on: true },
+        Message::Getting { object, blocks: [1..4].into_iter().collect(), on: true },
+        Message::Ask { object, index: 7 },
+        Message::Layers { full: true, number: 0, layers: vec![LayerNews::nothing(blob)] },
+        Message::Passed { blob, pass: 1, items: 9, ended: false },
+        Message::Head(head),
+        Message::NotHave { request: 1, first: 3, count: 2 },
+        Message::Busy { request: 1, retry_ms: 50 },
+        Message::End { request: 1, end: End::Done },
+        Message::Close(Refusal::Shutdown),
+    ];
+    all.extend((1..).zip(extents).map(request));
+    let mut stream = vec![0];
+    for (n, message) in all.iter().enumerate() {
+        let frame = message.to_frame();
+        write("wire", &format!("{n:02}"), &[&[message.kind() as u8][..], &frame[HEADER..]].concat());
+        stream.extend(frame);
+    }
+    write("wire", "stream", &stream);
+    write("handshake", "stranger", &[&[0][..], &hello.to_frame()].concat());
+    write("handshake", "member", &[&[1][..], &hello.to_frame()].concat());
 }
 
 fn archives() -> Vec<(&'static str, Vec<u8>)> {
