@@ -6,6 +6,7 @@ mod catalog;
 mod images;
 mod index;
 mod origins;
+mod peers;
 mod table;
 
 pub use catalog::{NodeCatalog, StatusFiles, view_name};
