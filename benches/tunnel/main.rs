@@ -8,8 +8,9 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
-#[path = "../tests/tunnel/tls.rs"]
+#[path = "../../tests/tunnel/tls.rs"]
 mod tls;
+mod urgent;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -44,6 +45,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// buffers of a loopback connection hold.
 const RUN: u32 = 4;
 const IN_FLIGHT: u32 = 6;
+/// Node to node on loopback against the download.
+const TARGET: &str = "0.85";
+/// An object of 256 KiB blocks.
+const URGENT_MIB: usize = 48;
 /// What the server of the download reads at a time, in bytes.
 const CHUNK: usize = 256 << 10;
 
@@ -91,11 +96,22 @@ fn main() {
     };
     let reference = median(&results[0], |r| r.0);
     println!("{mib} MiB, median of {times}");
-    println!("{:<16} {:>8} {:>8} {:>14}", "way", "GiB/s", "ratio", "CPU s per GiB");
+    println!("{:<16} {:>8} {:>8} {:>8} {:>14}", "way", "GiB/s", "ratio", "target", "CPU s per GiB");
     for ((name, _), results) in ways.iter().zip(&results) {
         let (wall, cpu) = (median(results, |r| r.0), median(results, |r| r.1));
-        println!("{name:<16} {:>8.2} {:>8.2} {:>14.2}", gib / wall, reference / wall, cpu / gib);
+        let target = if *name == "tcp, 1 tunnel" { TARGET } else { "" };
+        println!(
+            "{name:<16} {:>8.2} {:>8.2} {target:>8} {:>14.2}",
+            gib / wall,
+            reference / wall,
+            cpu / gib
+        );
     }
+    let small = dir.path().join("small");
+    let spec = Arc::new(fill(&small, URGENT_MIB));
+    let holder = store(&dir.path().join("urgent-holder"), &spec, Some(&small));
+    let empty = store(&dir.path().join("urgent-reader"), &spec, None);
+    urgent::run(&holder, &empty, &spec);
 }
 
 fn cpu() -> f64 {
