@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::account::{Source, Sources};
 use super::engine::{FetchError, Inner};
 use super::index::LayerIndex;
+use super::peers::Net;
 use super::schedule::{
     Action, BlockKey, Event, Failure, Home, InterestId, Refusal, RequestId, Scheduler, Time,
 };
@@ -50,6 +51,8 @@ pub(super) struct State {
     /// Streams with readahead.
     pub(super) streams: HashSet<u64>,
     runs: HashMap<RequestId, RunState>,
+    /// The swarm, if the node takes part in one.
+    pub(super) net: Option<Net>,
     /// When the timer's task will come by.
     armed: Option<Time>,
     pub(super) closed: bool,
@@ -80,6 +83,7 @@ impl State {
             blobs: HashMap::new(),
             streams: HashSet::new(),
             runs: HashMap::new(),
+            net: None,
             armed: None,
             closed: false,
         }
@@ -102,6 +106,9 @@ impl State {
         self.closed = true;
         self.waiters.clear();
         self.runs.values().for_each(|run| run.stop.cancel());
+        if let Some(net) = &self.net {
+            net.close();
+        }
     }
 }
 
@@ -148,20 +155,15 @@ impl Inner {
                 None
             }
             Action::Run { request, .. } => Some(Event::Refused { request, why: Refusal::Never }),
-            Action::Cancel { request } => {
-                if let Some(run) = state.runs.remove(&request) {
-                    run.stop.cancel();
-                }
+            Action::Cancel { request } if state.runs.contains_key(&request) => {
+                state.runs.remove(&request)?.stop.cancel();
                 None
-            }
-            Action::LookUp { home, scope, .. } => {
-                Some(Event::LookedUp { home, scope, found: false })
             }
             Action::Failed { key, why } => {
                 state.fail(&key, why);
                 None
             }
-            _ => None,
+            action => self.act_on_peers(state, action),
         }
     }
 
@@ -184,6 +186,9 @@ impl Inner {
             let mut state = self.state();
             let waiters = state.waiters.remove(&key);
             self.tell(&mut state, event);
+            if fresh {
+                self.note_held(&mut state, &key);
+            }
             if let Some(blob) = blob.and_then(|blob| state.blobs.get_mut(blob)) {
                 blob.last_progress = Instant::now();
                 blob.stalled = None;

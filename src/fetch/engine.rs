@@ -103,12 +103,12 @@ fn groups(missing: &[Missing]) -> Vec<Vec<(u32, u32)>> {
 
 /// Fetches blocks that are not here.
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
     pub(super) store: Arc<Store>,
-    locator: Locator,
+    pub(super) locator: Locator,
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) counters: Arc<Counters>,
     pub(super) handle: Handle,
@@ -318,7 +318,7 @@ impl Drop for Interest<'_> {
 }
 
 impl Inner {
-    fn interest(&self) -> InterestId {
+    pub(super) fn interest(&self) -> InterestId {
         self.next_interest.fetch_add(1, Ordering::Relaxed) << 1
     }
 

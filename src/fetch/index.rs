@@ -22,10 +22,12 @@ const CACHED_MAX: usize = 128;
 /// two points of a gzip layer.
 const SPAN: u64 = 4 << 20;
 /// The nodes of a LAN split a layer into about this many runs of spans among them,
-const RUNS: usize = 24;
-/// each of so many spans (design, section 7: about 16 at a time),
-const RUN_SPANS: Range<usize> = 1..17;
-/// or so many bytes of a plain blob, which can be entered anywhere.
+const RUNS: usize = 8;
+/// each of so many spans (design, section 7: about 16 at a time). The fewer, the
+/// better they are shared out; the more, the less is read twice: a block that lies
+/// across the bound of two runs is read by both their nodes.
+const RUN_SPANS: Range<usize> = 2..17;
+/// Bytes of a run of a plain blob, which can be entered anywhere.
 const PLAIN_RUN: u64 = 8 << 20;
 /// What an estimated range reads beyond the estimate, in bytes.
 const SPARE: u64 = 32 << 10;

@@ -2,7 +2,7 @@
 //!
 //! [`schedule`] decides, with [`estimate`] and [`ladder`], and [`assemble`] cuts,
 //! without I/O; [`engine`] is what is asked, and `driver` does what the scheduler
-//! says; [`tunnel`] brings blocks from peers, and [`registry`] is the source of last
+//! says, `peers` what concerns them; [`tunnel`] brings blocks from peers, and [`registry`] is the source of last
 //! resort; [`build`] is the first pass over a layer that nobody has an index of.
 
 mod account;
@@ -15,8 +15,10 @@ mod index;
 mod install;
 pub mod ladder;
 mod local;
+mod peers;
 mod registry;
 pub mod schedule;
+mod serve;
 mod source;
 pub mod tunnel;
 mod work;
@@ -26,7 +28,9 @@ pub use build::{FirstPass, PassError};
 pub use engine::{Engine, FetchError};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
+pub use peers::PeerStatus;
 pub use registry::{Origins, Registries, RegistrySource};
 pub use schedule::Class;
+pub use serve::StoreServer;
 pub use source::{BlockSink, BlockSource, SourceError, SourceFuture};
 pub use work::{Board, Ticket, Work, WorkKind};

@@ -13,6 +13,7 @@
 mod harness;
 
 mod api;
+mod cases;
 mod crash;
 mod cri;
 mod differential;

@@ -201,13 +201,13 @@ impl RegistryQueue {
     }
 }
 
-/// How far a run goes beyond its last block: readahead and bulk go on to where
-/// the stream can be entered next, for the rest of a span costs as much again as
-/// all of it if it is asked for later. What is urgent alone costs no more than
-/// it must.
+/// How far a run goes beyond its last block: readahead goes on to where the stream
+/// can be entered next, for the rest of a span costs as much again as all of it if
+/// a neighbour asks for it later. What is urgent costs no more than it must, and
+/// bulk is a whole run of spans in any case.
 fn reach(table: &Table, blocks: &[Ref]) -> u64 {
     let last = blocks.last().and_then(|r| table.get(*r));
-    let last = last.filter(|b| b.class > Class::Urgent).and_then(|b| b.place.as_ref());
+    let last = last.filter(|b| b.class == Class::Sequential).and_then(|b| b.place.as_ref());
     last.map_or(0, |place| place.next.min(place.stream.end + REACH_MAX))
 }
 

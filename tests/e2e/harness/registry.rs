@@ -20,16 +20,17 @@ impl Registry {
     pub(crate) fn start() -> Self {
         // Between choosing a port and binding it somebody else may take it.
         for _ in 0..5 {
-            if let Some(registry) = Self::try_start() {
+            if let Some(registry) = Self::start_at(free_address(), &[]) {
                 return registry;
             }
         }
         panic!("docker-registry does not start");
     }
 
-    fn try_start() -> Option<Self> {
+    /// At an address, unless that is taken; `before` is what runs it, in another
+    /// network for instance.
+    pub(crate) fn start_at(address: SocketAddr, before: &[String]) -> Option<Self> {
         let storage = scratch();
-        let address = free_address();
         let config = storage.path().join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage:\n  delete: {{enabled: true}}\n  \
@@ -37,7 +38,9 @@ impl Registry {
             storage.path().join("data").display()
         );
         fs::write(&config, text).expect("registry configuration");
-        let mut process = Running::start(Command::new("docker-registry").arg("serve").arg(&config));
+        let mut words = before.iter().map(String::as_str).chain(["docker-registry", "serve"]);
+        let mut command = Command::new(words.next().expect("a program"));
+        let mut process = Running::start(command.args(words).arg(&config));
         let mut ended = false;
         wait_until("the registry answers", Duration::from_secs(20), || {
             ended = process.wait(Duration::ZERO).is_some();

@@ -1,0 +1,229 @@
+//! Peers: what happens on tunnels becomes the scheduler's events, and what it
+//! says becomes requests and news on tunnels.
+//!
+//! - `listen` takes in what comes, on a thread of its own, in order;
+//! - `ask` sends what the scheduler wants asked;
+//! - `news` says and hears who holds, wants and gets what;
+//! - `dial` keeps connections to addresses that were given.
+//!
+//! Invariants: every table is bounded by the tunnels (512), by the requests in
+//! flight on them, or by a limit that stands beside it. Nothing here waits while
+//! the lock is held: a full tunnel is an answer.
+
+mod ask;
+mod dial;
+mod listen;
+mod news;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use self::ask::{Asked, Assemblies};
+use self::news::{Heard, Listener, LookUp};
+use super::driver::State;
+use super::engine::{Engine, Inner};
+use super::schedule;
+use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId};
+use crate::types::PeerId;
+use crate::wire::{Home, Journal, Ledger};
+
+/// Tunnels are pinged this often, so that their round trips are known.
+const PING: Duration = Duration::from_secs(5);
+
+/// The swarm, as one node sees it.
+pub(super) struct Net {
+    endpoint: Arc<Endpoint>,
+    peers: HashMap<PeerId, Peer>,
+    tunnels: BTreeMap<TunnelId, Arc<dyn Tunnel>>,
+    asked: HashMap<schedule::RequestId, Asked>,
+    assemblies: Assemblies,
+    /// What this node holds, for those who listen.
+    journal: Journal,
+    listeners: HashMap<(TunnelId, Home), Listener>,
+    /// Objects of the homes that are listened to.
+    heard: Heard,
+    /// Homes that this node listens to at its peers, oldest first.
+    homes: Vec<Home>,
+    /// Homes that this node told its neighbours it wants.
+    announced: HashSet<Home>,
+    lookups: HashMap<Home, LookUp>,
+    /// Told when holdings have changed that somebody listens to.
+    changed: Arc<Notify>,
+    /// Told when tunnels come and go.
+    links: Arc<Notify>,
+}
+
+/// A peer with at least one tunnel, or one that is being opened.
+struct Peer {
+    near: Near,
+    /// Where it can be called.
+    address: Option<SocketAddr>,
+    tunnels: Vec<TunnelId>,
+    /// The tunnel on which this node says and hears its news.
+    news: Option<TunnelId>,
+    ledger: Ledger,
+    /// Homes that it has answered about.
+    answered: HashSet<Home>,
+    /// Homes of which it holds something.
+    holds: HashSet<Home>,
+    opening: usize,
+    /// Blocks that were not what they should be.
+    wrong: u32,
+    since: Instant,
+    received: u64,
+}
+
+/// What is known of a peer, for people to look at.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Which.
+    pub id: PeerId,
+    /// Where it is.
+    pub near: Near,
+    /// Where it can be called, if anywhere.
+    pub address: Option<SocketAddr>,
+    /// Open tunnels, by transport.
+    pub tunnels: Vec<Transport>,
+    /// Bytes of blocks that came from it.
+    pub received: u64,
+    /// Bytes of content that went to it, as on the wire.
+    pub sent: u64,
+    /// Wrong blocks that it sent.
+    pub wrong: u32,
+    /// How long it has been there.
+    pub connected: Duration,
+}
+
+impl Engine {
+    /// Takes part in the swarm from now on, through `endpoint` and what happens on
+    /// it. To be called once.
+    pub fn join(&self, endpoint: Arc<Endpoint>, events: Events) {
+        let mut epoch = [0; 8];
+        // No earlier life must have had it; where the system has no randomness, the
+        // time is as good.
+        if getrandom::fill(&mut epoch).is_err() {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            epoch = (now.unwrap_or_default().as_nanos() as u64).to_le_bytes();
+        }
+        let (changed, links) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let net = Net {
+            endpoint,
+            peers: HashMap::new(),
+            tunnels: BTreeMap::new(),
+            asked: HashMap::new(),
+            assemblies: Assemblies::default(),
+            journal: Journal::new(u64::from_le_bytes(epoch)),
+            listeners: HashMap::new(),
+            heard: Heard::default(),
+            homes: Vec::new(),
+            announced: HashSet::new(),
+            lookups: HashMap::new(),
+            changed: Arc::clone(&changed),
+            links,
+        };
+        self.inner.state().net = Some(net);
+        listen::start(&self.inner, events);
+        let flushing = news::flush(Arc::downgrade(&self.inner), changed);
+        self.inner.handle.spawn(flushing);
+        let pinging = ping(Arc::downgrade(&self.inner));
+        self.inner.handle.spawn(pinging);
+    }
+
+    /// Keeps a tunnel open to a node, whenever it is there. This is how a list in
+    /// the configuration and discovery feed peers.
+    pub fn dial(&self, target: Target) {
+        self.inner.handle.spawn(dial::keep(Arc::downgrade(&self.inner), target));
+    }
+
+    /// The peers that there are tunnels to.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let state = self.inner.state();
+        let Some(net) = &state.net else { return Vec::new() };
+        let mut peers: Vec<PeerStatus> = net
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.tunnels.is_empty())
+            .map(|(id, peer)| net.status(*id, peer))
+            .collect();
+        peers.sort_by_key(|peer| (peer.near == Near::Remote, peer.id));
+        peers
+    }
+}
+
+impl Net {
+    fn status(&self, id: PeerId, peer: &Peer) -> PeerStatus {
+        let tunnels = || peer.tunnels.iter().filter_map(|tunnel| self.tunnels.get(tunnel));
+        PeerStatus {
+            id,
+            near: peer.near,
+            address: peer.address,
+            tunnels: tunnels().map(|tunnel| tunnel.info().transport).collect(),
+            received: peer.received,
+            sent: tunnels().map(|tunnel| tunnel.traffic().sent).sum(),
+            wrong: peer.wrong,
+            connected: peer.since.elapsed(),
+        }
+    }
+
+    /// The tunnel for news of each peer in the LAN.
+    fn neighbours(&self) -> impl Iterator<Item = &Arc<dyn Tunnel>> {
+        let near = self.peers.values().filter(|peer| peer.near == Near::Lan);
+        near.filter_map(|peer| self.tunnels.get(&peer.news?))
+    }
+
+    pub(super) fn close(&self) {
+        self.endpoint.close();
+    }
+}
+
+impl State {
+    /// Counts what a peer gave.
+    fn received(&mut self, peer: &PeerId, bytes: u64) {
+        let peers = self.net.as_mut().map(|net| &mut net.peers);
+        if let Some(peer) = peers.and_then(|peers| peers.get_mut(peer)) {
+            peer.received += bytes;
+        }
+    }
+}
+
+/// Measures round trips, as long as there is an engine.
+async fn ping(inner: std::sync::Weak<Inner>) {
+    loop {
+        tokio::time::sleep(PING).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let state = inner.state();
+        if state.closed {
+            return;
+        }
+        let tunnels = state.net.iter().flat_map(|net| net.tunnels.values());
+        for tunnel in tunnels {
+            // One that can't take it is busy, or gone and about to say so.
+            let _ = tunnel.ping();
+        }
+    }
+}
+
+fn near(near: Near) -> schedule::Near {
+    match near {
+        Near::Lan => schedule::Near::Lan,
+        Near::Remote => schedule::Near::Remote,
+    }
+}
+
+fn to_wire(home: &schedule::Home) -> Home {
+    match home {
+        schedule::Home::Layer(blob) => Home::Layer(*blob),
+        schedule::Home::Object(object) => Home::Object(*object),
+    }
+}
+
+fn from_wire(home: &Home) -> schedule::Home {
+    match home {
+        Home::Layer(blob) => schedule::Home::Layer(*blob),
+        Home::Object(object) => schedule::Home::Object(*object),
+    }
+}

@@ -1,0 +1,60 @@
+//! What a node serves to its peers: what its store holds.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::tunnel::{BlockServer, Handed, Served};
+use crate::layer::root::LayerRoot;
+use crate::store::Store;
+use crate::types::{Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
+
+/// Serves blocks, block lists and roots out of a store. Every block is hashed
+/// when it is read: what went bad on the disk does not leave the node.
+pub struct StoreServer(Arc<Store>);
+
+impl StoreServer {
+    /// Serves what `store` holds.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self(store)
+    }
+}
+
+impl BlockServer for StoreServer {
+    fn block(&self, _: &PeerId, object: &ObjectId, index: u32) -> Served<VerifiedBlock> {
+        if !self.0.has_block(object, index) {
+            return Served::No;
+        }
+        served(self.0.read_block(object, index), "block")
+    }
+
+    fn spec(&self, _: &PeerId, object: &ObjectId) -> Served<Arc<ObjectSpec>> {
+        served(self.0.spec(object), "block list")
+    }
+
+    fn roots(&self, _: &PeerId, blob: &Digest) -> Vec<LayerRoot> {
+        let record = match self.0.blob(blob) {
+            Ok(record) => record,
+            Err(error) => {
+                warn!(%blob, "a root can't be read for a peer: {error}");
+                return Vec::new();
+            }
+        };
+        record.and_then(|record| LayerRoot::decode(&record.root).ok()).into_iter().collect()
+    }
+
+    fn item(&self, _: &PeerId, _: &Digest, _: u64) -> Served<Handed> {
+        Served::No
+    }
+}
+
+fn served<T>(read: Result<Option<T>, impl std::fmt::Display>, what: &str) -> Served<T> {
+    match read {
+        Ok(Some(content)) => Served::Yes(content),
+        Ok(None) => Served::No,
+        Err(error) => {
+            warn!("a {what} can't be read for a peer: {error}");
+            Served::Failed
+        }
+    }
+}
