@@ -302,8 +302,11 @@ impl Node {
             );
         }
         self.engine.close();
-        if let Err(error) = self.store.sync() {
-            error!("store: {error}");
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!("the store was not closed in order: {error}"),
+            Err(error) => error!("the store was not closed in order: {error}"),
         }
     }
 

@@ -7,6 +7,7 @@ mod harness;
 
 mod commands;
 mod compare;
+mod crash;
 mod daemon;
 mod hostile;
 mod lazy;
