@@ -1,8 +1,8 @@
 //! The owner of a store is killed, again and again, while its mount is read and
 //! an index is built: whatever was claimed is there, and every byte read is right.
 //!
-//! Ten rounds; `PEERSYNC_CRASH_ROUNDS=300 cargo test --test e2e crash` is the long
-//! run. `PEERSYNC_CRASH_SEED` repeats one.
+//! Ten rounds; `CRASH_ROUNDS=300 cargo test --test e2e crash` is the long
+//! run. `CRASH_SEED` repeats one.
 
 use std::fs::File;
 use std::io;
@@ -33,9 +33,9 @@ const ROUNDS_OF_A_STORE: u64 = 10;
 #[test]
 fn an_owner_that_is_killed_loses_nothing_it_claimed() {
     needs_mounts!();
-    let rounds = number("PEERSYNC_CRASH_ROUNDS").unwrap_or(10);
-    let seed = number("PEERSYNC_CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("PEERSYNC_CRASH_SEED={seed}");
+    let rounds = number("CRASH_ROUNDS").unwrap_or(10);
+    let seed = number("CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("CRASH_SEED={seed}");
     let lab = Lab::new(seed);
     let mut chance = Chance(seed | 1);
     let mut node = Peersync::new();
