@@ -2,12 +2,14 @@
 //! system shows of them.
 
 pub mod artifact;
+mod care;
 mod catalog;
 mod images;
 mod index;
 mod origins;
 mod table;
 
+pub use care::Care;
 pub use catalog::{NodeCatalog, StatusFiles, view_name};
 pub use images::{ImageError, Images, IndexMode, Resolved, Settings, Trust};
 pub use origins::Repositories;

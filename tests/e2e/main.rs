@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod care;
 mod commands;
 mod compare;
 mod crash;

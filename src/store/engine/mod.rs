@@ -12,6 +12,7 @@ mod meta;
 mod objects;
 mod open;
 mod promote;
+mod quarantine;
 mod read;
 mod remove;
 mod staging;
