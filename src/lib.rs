@@ -34,6 +34,8 @@ pub mod oci;
 #[cfg(feature = "node")]
 pub mod snapshotter;
 #[cfg(feature = "node")]
+pub mod swarm;
+#[cfg(feature = "node")]
 pub mod telemetry;
 #[cfg(feature = "node")]
 pub mod wire;

@@ -90,6 +90,8 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("types", IO),
     ("rng", IO),
     ("wire", IO),
+    ("swarm/beacon", IO),
+    ("swarm/neighbours", IO),
     ("layer", IO),
     ("eviction", IO),
     ("fetch/schedule", IO),

@@ -9,7 +9,7 @@ mod server;
 
 pub use client::{Client, ClientError, connect};
 pub use protocol::{
-    Event, Failure, FailureKind, ImageInfo, LayerInfo, MountArgs, MountInfo, Progress, PullReport,
-    Request, SOCKET, Stage, Status, StoreInfo,
+    Event, Failure, FailureKind, ImageInfo, LayerInfo, MountArgs, MountInfo, PeerInfo, Progress,
+    PullReport, Request, SOCKET, Stage, Status, StoreInfo, SwarmNode,
 };
 pub use server::{Events, Service, serve};

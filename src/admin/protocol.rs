@@ -1,6 +1,7 @@
 //! What is said on the control socket.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ pub enum Request {
     Layers,
     /// Answers [`Event::Status`].
     Status,
+    /// Answers [`Event::Peers`].
+    Peers,
     /// Make sure that every layer of the image has an index; answers [`Event::Layers`].
     IndexBuild {
         /// The image.
@@ -103,6 +106,13 @@ pub enum Event {
     },
     /// How the node is.
     Status(Box<Status>),
+    /// Who is there.
+    Peers {
+        /// This node's name and where it listens; none if it is alone.
+        node: Option<SwarmNode>,
+        /// Neighbours first.
+        peers: Vec<PeerInfo>,
+    },
     /// The index is in the registry.
     Pushed {
         /// Digest of the referrer's manifest.
@@ -124,6 +134,40 @@ impl Event {
     }
 }
 
+/// A node among its peers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmNode {
+    /// Its key: 64 hexadecimal digits.
+    pub id: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// A peer that there are tunnels to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Its key: 64 hexadecimal digits.
+    pub id: String,
+    /// Where it can be called, if anywhere.
+    pub address: Option<SocketAddr>,
+    /// Whether it is in this node's LAN.
+    pub lan: bool,
+    /// Open tunnels, by transport: `tcp` or `quic`.
+    pub tunnels: Vec<String>,
+    /// `V_conn`: what one more tunnel is expected to bring, in bytes per second.
+    pub speed: u64,
+    /// Bytes of content that came from it.
+    pub received_bytes: u64,
+    /// Bytes of content that went to it, as on the wire.
+    pub sent_bytes: u64,
+    /// Timeouts that are not forgiven yet.
+    pub timeouts: u32,
+    /// Wrong blocks that it sent.
+    pub wrong_blocks: u32,
+    /// Seconds since it came.
+    pub connected_seconds: u64,
+}
+
 /// How far work on one layer is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -135,6 +179,10 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
+    /// Bytes of content fetched so far by source: `local` (held under another
+    /// name), `lan`, `remote`, `registry`, `wasted`. Empty for other work.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, u64>,
 }
 
 /// What is done to a layer.
@@ -173,6 +221,9 @@ pub struct PullReport {
     pub content_bytes: u64,
     /// Counters that changed, by name.
     pub bytes: BTreeMap<String, u64>,
+    /// Bytes of content that this pull fetched, by source, as in [`Progress`].
+    #[serde(default)]
+    pub sources: BTreeMap<String, u64>,
 }
 
 /// A known image.
@@ -227,7 +278,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The store.
     pub store: StoreInfo,
-    /// Bytes by source since the owner started: `registry`, `index`, `dedup`, `local`.
+    /// Bytes by source since the owner started: `registry` and `index` as on the
+    /// line; of content `dedup`, `lan`, `remote` and `wasted`; and what readers got
+    /// without waiting, `local`.
     pub bytes: BTreeMap<String, u64>,
     /// All counters by name.
     pub counters: BTreeMap<String, u64>,

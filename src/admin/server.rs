@@ -147,7 +147,13 @@ mod tests {
                 match request {
                     Request::Ping => {
                         let stage = Stage::Fetch;
-                        let progress = Progress { layer: "l".into(), stage, done: 1, total: 2 };
+                        let progress = Progress {
+                            layer: "l".into(),
+                            stage,
+                            done: 1,
+                            total: 2,
+                            sources: Default::default(),
+                        };
                         events.tell(Event::Progress(progress));
                         Ok(Event::Pong { pid: 7 })
                     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::config::ByteRate;
 use crate::mount::IndexMode;
 
 /// Use container images and model weights before they are downloaded.
@@ -88,6 +89,8 @@ pub(super) enum Command {
     Images,
     /// List the layers that the store knows, and how much of each is here.
     Layers,
+    /// List the peers that there are tunnels to: where, how fast, bytes each way.
+    Peers,
     /// Show what the store holds, what is mounted and where bytes came from.
     Status,
     /// Build, publish and show layer indexes.
@@ -101,7 +104,7 @@ pub(super) enum Command {
     /// `ls /mnt/peersync/layers` shows the layers; looking up
     /// `/mnt/peersync/images/<reference>` resolves and mounts that image. Logs go
     /// to standard error; systemd is told when the daemon is ready.
-    Daemon,
+    Daemon(Limits),
     /// Look whether this machine is set up for PeerSync, and say what to do if not.
     ///
     /// Exits with 1 if something does not work; warnings do not count.
@@ -118,6 +121,19 @@ pub(super) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// What peers may cost, in bytes per second.
+#[derive(ClapArgs)]
+pub(super) struct Limits {
+    /// Most content to send to peers, such as 50MB/s; 0: no limit [default:
+    /// limits.upload of the configuration].
+    #[arg(long, value_name = "RATE")]
+    pub(super) upload_limit: Option<ByteRate>,
+    /// Most content to receive from peers, such as 50MB/s; 0: no limit. What a
+    /// reader waits for is not held up [default: limits.download].
+    #[arg(long, value_name = "RATE")]
+    pub(super) download_limit: Option<ByteRate>,
 }
 
 #[derive(Subcommand)]

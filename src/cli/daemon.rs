@@ -3,13 +3,17 @@
 use std::io::Write;
 
 use super::Exit;
+use super::args::Limits;
 use super::owner::{Owner, READY};
 use crate::admin::FailureKind;
 use crate::daemon::{Node, NodeError, Role};
 use crate::telemetry::init_logging;
 
 /// Serves the whole tree until SIGTERM or Ctrl-C.
-pub(super) fn daemon(owner: &Owner) -> Result<(), Exit> {
+pub(super) fn daemon(mut owner: Owner, limits: &Limits) -> Result<(), Exit> {
+    let configured = &mut owner.config.limits;
+    configured.upload = limits.upload_limit.unwrap_or(configured.upload);
+    configured.download = limits.download_limit.unwrap_or(configured.download);
     init_logging(owner.verbose.max(1));
     let runtime = runtime()?;
     runtime.block_on(async {

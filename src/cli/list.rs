@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Exit;
 use super::owner::Owner;
-use crate::admin::{Event, FailureKind, ImageInfo, LayerInfo, Request, Status};
+use crate::admin::{Event, FailureKind, ImageInfo, LayerInfo, PeerInfo, Request, Status};
 use crate::config::ByteSize;
 
 pub(super) fn images(owner: &Owner) -> Result<(), Exit> {
@@ -56,6 +56,50 @@ pub(super) fn index_show(owner: &Owner, image: &str) -> Result<(), Exit> {
     }
     print!("{}", layer_table(&layers));
     Ok(())
+}
+
+pub(super) fn peers(owner: &Owner) -> Result<(), Exit> {
+    match owner.ask(&Request::Peers, |_| ())? {
+        Event::Peers { node, peers } if !owner.json => {
+            match node {
+                Some(node) => println!("this node  {}  at {}\n", node.id, node.listen),
+                None => println!(
+                    "this node is alone: set swarm.key_file or swarm.peers (`peersync swarm-key new`)"
+                ),
+            }
+            if !peers.is_empty() {
+                print!("{}", peer_table(&peers));
+            }
+            Ok(())
+        }
+        answer => print_json(&answer),
+    }
+}
+
+fn peer_table(peers: &[PeerInfo]) -> String {
+    let rows = peers.iter().map(|peer| {
+        let address = peer.address.map_or_else(|| "not known".to_owned(), |at| at.to_string());
+        let mut tunnels = String::new();
+        for kind in ["tcp", "quic"] {
+            let count = peer.tunnels.iter().filter(|tunnel| *tunnel == kind).count();
+            if count > 0 {
+                let gap = if tunnels.is_empty() { "" } else { " " };
+                let _ = write!(tunnels, "{gap}{count} {kind}");
+            }
+        }
+        [
+            peer.id.clone(),
+            address,
+            if peer.lan { "LAN" } else { "remote" }.to_owned(),
+            tunnels,
+            format!("{}/s", ByteSize(peer.speed)),
+            ByteSize(peer.received_bytes).to_string(),
+            ByteSize(peer.sent_bytes).to_string(),
+            format!("{} late, {} wrong", peer.timeouts, peer.wrong_blocks),
+        ]
+    });
+    let heads = ["PEER", "ADDRESS", "WHERE", "TUNNELS", "V_CONN", "RECEIVED", "SENT", "PENALTIES"];
+    table(heads, rows)
 }
 
 pub(super) fn status(owner: &Owner) -> Result<(), Exit> {

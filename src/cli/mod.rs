@@ -43,6 +43,7 @@ fn run(args: Args) -> Result<(), Exit> {
         Command::Pull { image, plain_http } => pull::pull(&owner, &image, plain_http),
         Command::Images => list::images(&owner),
         Command::Layers => list::layers(&owner),
+        Command::Peers => list::peers(&owner),
         Command::Status => list::status(&owner),
         Command::Index(IndexCommand::Build { image, plain_http }) => {
             pull::index_build(&owner, &image, plain_http)
@@ -51,7 +52,7 @@ fn run(args: Args) -> Result<(), Exit> {
             pull::index_push(&owner, &image, plain_http)
         }
         Command::Index(IndexCommand::Show { image }) => list::index_show(&owner, &image),
-        Command::Daemon => daemon::daemon(&owner),
+        Command::Daemon(limits) => daemon::daemon(owner, &limits),
         Command::Doctor { containerd_config } => doctor::doctor(&owner, containerd_config),
         Command::Serve => daemon::serve(&owner),
         Command::Completions { .. } | Command::SwarmKey(_) => Ok(()),

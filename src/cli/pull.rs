@@ -21,6 +21,12 @@ pub(super) fn pull(owner: &Owner, image: &str, plain_http: bool) -> Result<(), E
         for (source, bytes) in report.bytes {
             println!("{source:<9} {}", ByteSize(bytes));
         }
+        let fetched = report.sources.iter().filter(|(_, bytes)| **bytes > 0);
+        let fetched: Vec<String> =
+            fetched.map(|(source, bytes)| format!("{} {source}", ByteSize(*bytes))).collect();
+        if !fetched.is_empty() {
+            println!("fetched   {}", fetched.join(", "));
+        }
     }
     Ok(())
 }

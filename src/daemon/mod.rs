@@ -4,7 +4,9 @@ mod caretaker;
 mod remote;
 mod report;
 mod service;
+mod swarm;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +31,8 @@ use crate::oci::registry;
 use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
+use crate::types::PeerId;
+use swarm::Swarm;
 
 /// An owner that was started for others ends when nothing has been mounted or
 /// asked for this long.
@@ -68,6 +72,8 @@ pub struct Node {
     snapshots: Mutex<Option<Snapshots>>,
     runtime: Handle,
     started: Instant,
+    /// This node's name in its swarm, and where it listens.
+    swarm: Option<(PeerId, SocketAddr)>,
 }
 
 /// The snapshotter while it is served.
@@ -97,6 +103,9 @@ pub enum NodeError {
     /// The tree can't be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The swarm can't be taken part in.
+    #[error("swarm: {0}")]
+    Swarm(#[from] swarm::SwarmError),
     /// containerd's socket can't be had.
     #[error("snapshotter socket {0}; `[snapshotter] socket = \"\"` does without containerd")]
     SnapshotterSocket(#[from] BindError),
@@ -148,6 +157,14 @@ impl Node {
             config.registry.connections,
             runtime.clone(),
         ));
+        let swarm = match Swarm::join(&config, role, &key, &store, &engine).await {
+            // Whoever only wants to see an image need not be able to read the keys.
+            Err(error) if role == Role::Started => {
+                warn!("not in the swarm: {error}");
+                None
+            }
+            joined => joined?,
+        };
         let no_progress = Duration::from_secs(config.mount.no_progress_timeout);
         let reading = ReadSettings { no_progress, readahead: config.mount.readahead };
         let reader = ReadThrough::new(
@@ -156,7 +173,10 @@ impl Node {
             Arc::clone(&counters),
             reading,
         );
-        let trust = Trust { registry: config.believes(IndexOrigin::Registry) };
+        let trust = Trust {
+            registry: config.believes(IndexOrigin::Registry),
+            swarm: config.believes(IndexOrigin::Swarm),
+        };
         let images = Arc::new(Images::new(
             Arc::clone(&store),
             Arc::clone(&engine),
@@ -194,7 +214,11 @@ impl Node {
             socket,
             runtime,
             started: Instant::now(),
+            swarm: swarm.as_ref().map(Swarm::me),
         });
+        if let Some(swarm) = swarm {
+            node.runtime.spawn(swarm::look_after(Arc::downgrade(&node), swarm));
+        }
         node.catalog.set_status(Arc::new(report::Files::new(&node)));
         info!(store = %path.display(), ?role, "ready");
         Ok(node)

@@ -7,8 +7,11 @@ use serde_json::json;
 use tracing::warn;
 
 use super::Node;
-use crate::admin::{ImageInfo, LayerInfo, MountInfo, Progress, Stage, Status, StoreInfo};
-use crate::fetch::WorkKind;
+use crate::admin::{
+    ImageInfo, LayerInfo, MountInfo, PeerInfo, Progress, Stage, Status, StoreInfo, SwarmNode,
+};
+use crate::fetch::tunnel::{Near, Transport};
+use crate::fetch::{PeerStatus, Sources, WorkKind};
 use crate::fs::ReadFailure;
 use crate::mount::{Mounted, StatusFiles};
 use crate::store::{IndexOrigin, LayerKey};
@@ -23,6 +26,9 @@ impl Node {
             ("registry".to_owned(), count("bytes_registry")),
             ("index".to_owned(), count("bytes_index")),
             ("dedup".to_owned(), count("bytes_dedup")),
+            ("lan".to_owned(), count("content_lan")),
+            ("remote".to_owned(), count("content_remote")),
+            ("wasted".to_owned(), count("content_wasted")),
             ("local".to_owned(), count("bytes_read_resident")),
         ]);
         let stats = self.store.stats();
@@ -46,6 +52,12 @@ impl Node {
             mounts: self.mounts.list().iter().map(mount_info).collect(),
             work: self.work(),
         }
+    }
+
+    /// This node among its peers.
+    pub(super) fn peers(&self) -> (Option<SwarmNode>, Vec<PeerInfo>) {
+        let node = self.swarm.map(|(id, listen)| SwarmNode { id: id.to_string(), listen });
+        (node, self.engine.peers().iter().map(peer_info).collect())
     }
 
     /// Number of the layers' objects, and bytes of them that are here.
@@ -147,6 +159,25 @@ impl Node {
     }
 }
 
+fn peer_info(peer: &PeerStatus) -> PeerInfo {
+    let tunnel = |transport: &Transport| match transport {
+        Transport::Tcp => "tcp".to_owned(),
+        Transport::Quic => "quic".to_owned(),
+    };
+    PeerInfo {
+        id: peer.id.to_string(),
+        address: peer.address,
+        lan: peer.near == Near::Lan,
+        tunnels: peer.tunnels.iter().map(tunnel).collect(),
+        speed: peer.standing.map_or(0, |standing| standing.speed as u64),
+        received_bytes: peer.received,
+        sent_bytes: peer.sent,
+        timeouts: peer.standing.map_or(0, |standing| standing.timeouts),
+        wrong_blocks: peer.wrong,
+        connected_seconds: peer.connected.as_secs(),
+    }
+}
+
 /// A mount as it is told to clients.
 pub(super) fn mount_info(mounted: &Mounted) -> MountInfo {
     MountInfo {
@@ -163,7 +194,17 @@ pub(super) fn progress(work: &crate::fetch::Work) -> Progress {
         WorkKind::Fetch => Stage::Fetch,
         WorkKind::Push => Stage::Push,
     };
-    Progress { layer: work.blob.to_string(), stage, done: work.done(), total: work.total }
+    let sources = match work.kind {
+        WorkKind::Fetch => by_source(&work.sources()),
+        WorkKind::FirstPass | WorkKind::Push => BTreeMap::new(),
+    };
+    let layer = work.blob.to_string();
+    Progress { layer, stage, done: work.done(), total: work.total, sources }
+}
+
+/// Bytes by source as they are told to clients.
+pub(super) fn by_source(sources: &Sources) -> BTreeMap<String, u64> {
+    sources.by_name().map(|(name, bytes)| (name.to_owned(), bytes)).into()
 }
 
 /// The files in `.peersync/`.

@@ -1,5 +1,6 @@
 //! Requests of the control socket.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use std::time::Duration;
 use futures_util::stream::{self, TryStreamExt};
 
 use super::Node;
-use super::report::{mount_info, progress};
+use super::report::{by_source, mount_info, progress};
 use crate::admin::{
     Event, Events, Failure, FailureKind, LayerInfo, MountArgs, Progress, PullReport, Request,
     Service, Stage,
 };
+use crate::fetch::Sources;
 use crate::fs::{Root, Slot};
 use crate::mount::{ImageError, IndexMode, Resolved};
 use crate::types::ObjectId;
@@ -51,6 +53,10 @@ impl Service for Node {
                 Request::Images => {
                     let images = self.blocking(|node| node.image_infos()).await?;
                     Ok(Event::Images { images })
+                }
+                Request::Peers => {
+                    let (node, peers) = self.peers();
+                    Ok(Event::Peers { node, peers })
                 }
                 Request::Inventory { object } => self.inventory(object, events).await,
                 Request::Layers => {
@@ -90,6 +96,11 @@ impl Node {
     async fn pull(self: &Arc<Self>, image: String, plain_http: bool, events: Events) -> Answer {
         let before = self.status().bytes;
         let resolved = self.resolve(&image, plain_http, IndexMode::Auto, &events).await?;
+        let sources = || {
+            let of = resolved.blobs.iter().map(|blob| self.engine.sources(blob));
+            of.fold(Sources::default(), |sum, sources| sum.and(&sources))
+        };
+        let sources_before = sources();
         let work = stream::iter(resolved.blobs.clone().into_iter().map(Ok))
             .try_for_each_concurrent(LAYERS_AT_ONCE, |blob| async move {
                 self.images.complete(&blob).await.map_err(failure)
@@ -100,7 +111,8 @@ impl Node {
         for layer in &layers {
             let blob = layer.blobs.first().cloned().unwrap_or_default();
             let (done, total) = (layer.resident_bytes, layer.content_bytes);
-            let event = Progress { layer: blob, stage: Stage::Complete, done, total };
+            let stage = Stage::Complete;
+            let event = Progress { layer: blob, stage, done, total, sources: BTreeMap::new() };
             events.send(Event::Progress(event)).await;
         }
         let since = |(name, bytes): (String, u64)| {
@@ -111,6 +123,7 @@ impl Node {
             image: resolved.reference,
             manifest: resolved.manifest.to_string(),
             content_bytes: layers.iter().map(|layer| layer.content_bytes).sum(),
+            sources: by_source(&sources().since(&sources_before)),
             bytes: self
                 .status()
                 .bytes

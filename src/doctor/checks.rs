@@ -230,7 +230,8 @@ fn plugin(settings: &Settings, facts: &Facts) -> Finding {
                 Status::Failed,
                 format!("{} is not registered", settings.socket.display()),
                 format!(
-                    "Add [proxy_plugins.peersync] from {SNIPPETS} to {} and restart containerd.",
+                    "Run packaging/containerd/setup {0}, or add [proxy_plugins.peersync] from \
+                     {SNIPPETS} to {0}; then restart containerd.",
                     settings.containerd_config.display()
                 ),
             ),

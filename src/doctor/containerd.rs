@@ -2,7 +2,8 @@
 //!
 //! Versions 2 (containerd 1.x) and 3 (containerd 2.x) differ in where the CRI
 //! plugin keeps its image settings. Files that the main one imports are merged
-//! over it, as containerd does: what comes later wins.
+//! over it, as containerd does: what comes later wins, in version 2 a plugin's
+//! section as a whole.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -140,6 +141,11 @@ impl ContainerdConfig {
         }
         let Some(cri) = &mut self.cri else { return };
         let plugins = table.get("plugins");
+        // containerd 1.x takes a plugin's section whole from the last file that has
+        // it; 2.x merges key by key.
+        if self.version < 3 && plugins.is_some_and(|all| all.get(CRI_V2).is_some()) {
+            *cri = CriConfig::default();
+        }
         let v2 = plugins.and_then(|all| all.get(CRI_V2)?.get("containerd"));
         let v3 = plugins.and_then(|all| all.get(CRI_V3));
         for settings in [v2, v3].into_iter().flatten() {
@@ -217,6 +223,15 @@ mod tests {
         assert_eq!(config.cri.unwrap().snapshotter, "a");
         let found = imports("x".as_ref(), main).unwrap();
         assert_eq!(found, [PathBuf::from("/etc/containerd/conf.d/*.toml")]);
+    }
+
+    #[test]
+    fn an_import_replaces_the_whole_section_of_a_plugin_in_containerd_1() {
+        let other = "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"pause\"";
+        assert_eq!(parse(&[V2, other]).annotates("peersync"), Some(false));
+        assert_eq!(parse(&[other, V2]).annotates("peersync"), Some(true));
+        let other = "[plugins.\"io.containerd.cri.v1.images\"]\ndiscard_unpacked_layers = true";
+        assert_eq!(parse(&[V3, other]).annotates("peersync"), Some(true));
     }
 
     #[test]

@@ -41,6 +41,29 @@ impl Sources {
         *count += bytes;
     }
 
+    /// All of them by name: `local`, `lan`, `remote`, `registry`, `wasted`.
+    pub fn by_name(&self) -> [(&'static str, u64); 5] {
+        [
+            ("local", self.local),
+            ("lan", self.lan),
+            ("remote", self.remote),
+            ("registry", self.registry),
+            ("wasted", self.wasted),
+        ]
+    }
+
+    /// The sum of two.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            local: self.local + other.local,
+            lan: self.lan + other.lan,
+            remote: self.remote + other.remote,
+            registry: self.registry + other.registry,
+            wasted: self.wasted + other.wasted,
+        }
+    }
+
     /// What came since `before`, which was taken of the same counts.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {

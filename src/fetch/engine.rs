@@ -274,7 +274,14 @@ impl Engine {
     /// [`FetchError::Store`] where a part is damaged or the store fails.
     pub async fn layer(&self, blob: Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.locator.layer(&blob)).await
+        blocking(move || {
+            let index = inner.locator.layer(&blob)?;
+            if let Some(index) = &index {
+                inner.note_indexed(index);
+            }
+            Ok(index)
+        })
+        .await
     }
 
     /// As [`Engine::layer`], where waiting for the disk is allowed.

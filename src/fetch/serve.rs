@@ -6,8 +6,8 @@ use tracing::warn;
 
 use super::tunnel::{BlockServer, Handed, Served};
 use crate::layer::root::LayerRoot;
-use crate::store::Store;
-use crate::types::{Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
+use crate::store::{ImageRecord, Store};
+use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
 
 /// Serves blocks, block lists and roots out of a store. Every block is hashed
 /// when it is read: what went bad on the disk does not leave the node.
@@ -41,6 +41,19 @@ impl BlockServer for StoreServer {
             }
         };
         record.and_then(|record| LayerRoot::decode(&record.root).ok()).into_iter().collect()
+    }
+
+    fn document(&self, _: &PeerId, digest: &Digest) -> Served<Vec<u8>> {
+        served(self.0.document(digest), "document")
+    }
+
+    fn image(&self, _: &PeerId, name: &BlockHash) -> Served<(Digest, u64)> {
+        let named = |images: Vec<(String, ImageRecord)>| {
+            let mut images = images.into_iter();
+            let found = images.find(|(image, _)| BlockHash::of(image.as_bytes()) == *name);
+            found.map(|(_, image)| (image.manifest, image.resolved_at.max(0) as u64))
+        };
+        served(self.0.images().map(named), "image")
     }
 
     fn item(&self, _: &PeerId, _: &Digest, _: u64) -> Served<Handed> {

@@ -14,6 +14,7 @@ use tracing::info;
 use super::catalog::view_name;
 use super::index::{Offered, export};
 use super::origins::Repositories;
+use super::peers;
 use crate::fetch::{Board, Engine, FetchError, FirstPass, PassError, WorkKind};
 use crate::oci::{
     Artifact, Image, ImageSource, LayerDescriptor, Reference, Source, SourceError, Trouble,
@@ -47,6 +48,9 @@ pub enum IndexMode {
 pub struct Trust {
     /// The image's own registry.
     pub registry: bool,
+    /// Members of the swarm; also for what an image's name stands for where its
+    /// registry can't be reached.
+    pub swarm: bool,
 }
 
 /// What [`Images`] needs to know.
@@ -198,6 +202,7 @@ impl Images {
         let source: Source =
             image.parse().map_err(|e| ImageError::Name(format!("{image}: {e}")))?;
         let reference = full_name(&source);
+        let is_named = matches!(source, Source::Registry(_));
         let (source, target) = self.repositories.open(&source, plain_http)?;
         let image = match Image::load(&*source, &target, None).await {
             Ok(image) => image,
@@ -206,9 +211,18 @@ impl Images {
                     told(format!("{error}; using {reference} as it was last known"));
                     return Ok(known);
                 }
+                None if is_passing(&error) && is_named && self.settings.trust.swarm => {
+                    let image = peers::image(&self.engine, &reference).await;
+                    let image = image.ok_or(error)?;
+                    told(format!("{}: as a peer last knew {reference}", source.name()));
+                    image
+                }
                 _ => return Err(error.into()),
             },
         };
+        if index != IndexMode::Never && self.settings.trust.swarm {
+            self.ask_peers(&image, told).await?;
+        }
         let offered = self.offered(&image, &*source, index).await?;
         let offered = offered.as_ref();
         let mut prepared = pin!(
@@ -322,6 +336,24 @@ impl Images {
         let blobs = slots.iter().filter_map(blob_of).collect();
         let reference = reference.to_owned();
         Ok(Some(Resolved { reference, manifest: record.manifest, blobs, view }))
+    }
+
+    /// Takes from peers the indexes that they have and that are not here.
+    async fn ask_peers(&self, image: &Image, told: &Told<'_>) -> Result<(), ImageError> {
+        let layers = stream::iter(image.layers.iter().map(Ok));
+        layers
+            .try_for_each_concurrent(LAYERS_AT_ONCE, |layer| async move {
+                let lock = self.lock_of(&layer.digest);
+                let guard = lock.lock().await;
+                let taken = match self.indexed(layer) {
+                    Ok(None) => Ok(peers::index(&self.engine, &self.store, layer).await),
+                    known => known.map(|_| false),
+                };
+                drop(guard);
+                self.forget_lock(&layer.digest, lock);
+                if taken? { self.tell_if_sequential(layer, told).await } else { Ok(()) }
+            })
+            .await
     }
 
     /// What the registry offers for layers whose index is not here.

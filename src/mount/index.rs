@@ -79,14 +79,27 @@ async fn import(
 ) -> Result<(), String> {
     let bytes = whole(source, blob).await.map_err(|e| e.to_string())?;
     counters.bytes_index.add(bytes.len() as u64);
+    let decode = move || Artifact::decode(&bytes).map_err(|e| e.to_string());
+    let decoded = tokio::task::spawn_blocking(decode).await.map_err(|e| e.to_string())?;
+    let Artifact { root, parts } = decoded?;
+    take(layer, store, root, parts, IndexOrigin::Registry).await
+}
+
+/// Takes an index into the store, if it is of this layer and sound.
+pub(super) async fn take(
+    layer: &LayerDescriptor,
+    store: &std::sync::Arc<Store>,
+    root: LayerRoot,
+    parts: IndexParts,
+    origin: IndexOrigin,
+) -> Result<(), String> {
     let (layer, store) = (layer.clone(), std::sync::Arc::clone(store));
     let work = move || {
-        let Artifact { root, parts } = Artifact::decode(&bytes).map_err(|e| e.to_string())?;
         belongs(&root, &layer)?;
         if is_banned(&store, root.builder()) {
             return Err("its builder has signed an index that was a lie".into());
         }
-        install(&store, &root, &parts, IndexOrigin::Registry).map_err(|e| e.to_string())?;
+        install(&store, &root, &parts, origin).map_err(|e| e.to_string())?;
         Ok(())
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
@@ -103,7 +116,7 @@ fn is_banned(store: &Store, builder: &[u8; 32]) -> bool {
 
 /// An index has to be of this very layer. What the image's configuration says
 /// of the layer, which the image's digest covers, outweighs any index.
-fn belongs(root: &LayerRoot, layer: &LayerDescriptor) -> Result<(), String> {
+pub(super) fn belongs(root: &LayerRoot, layer: &LayerDescriptor) -> Result<(), String> {
     let root = root.body();
     if root.blob != layer.digest || root.blob_size != layer.size {
         return Err("it is the index of another blob".into());

@@ -7,6 +7,7 @@ mod catalog;
 mod images;
 mod index;
 mod origins;
+mod peers;
 mod table;
 
 pub use care::Care;

@@ -86,7 +86,14 @@ pub enum Credentials {
 impl Default for Credentials {
     /// The files that Docker, Podman and skopeo use.
     fn default() -> Self {
-        Self::from_environment(|name| std::env::var_os(name))
+        Self::from_environment(|name| {
+            // Services of systemd have no HOME.
+            let home = || {
+                let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+                user.map(|user| user.dir.into_os_string())
+            };
+            std::env::var_os(name).or_else(|| if name == "HOME" { home() } else { None })
+        })
     }
 }
 

@@ -68,6 +68,9 @@ pub enum DocumentError {
     /// More than [`DOCUMENT_MAX`] bytes.
     #[error("it is larger than the {} MiB that a manifest or configuration may have", DOCUMENT_MAX >> 20)]
     TooLarge,
+    /// Nobody who was asked has it.
+    #[error("nobody who was asked has it")]
+    Missing,
     /// Not JSON, or not of the expected form.
     #[error("it is malformed: {0}")]
     Malformed(String),

@@ -81,7 +81,10 @@ impl SourceError {
         match self {
             Self::Registry(error) => error.trouble(),
             Self::Layout(error) => error.trouble(),
-            Self::Document { problem: DocumentError::NoPlatform { .. }, .. } => Trouble::NotFound,
+            Self::Document {
+                problem: DocumentError::NoPlatform { .. } | DocumentError::Missing,
+                ..
+            } => Trouble::NotFound,
             Self::Document { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => {
                 Trouble::Corrupt
             }

@@ -44,6 +44,8 @@ counters! {
     bytes_registry,
     /// Bytes of manifests, configs and indexes received from registries.
     bytes_index,
+    /// Bytes of manifests, configs and indexes received from peers.
+    bytes_index_peers,
     /// Bytes of blocks that were assembled from content held locally.
     bytes_dedup,
     /// Bytes of blocks that came from neighbours in the LAN.

@@ -31,6 +31,6 @@ pub use hello::{
 };
 pub use message::{HAVE_OBJECTS_MAX, Have, HaveBody, LAYERS_MAX, LayerNews, Message, Refusal};
 pub use request::{
-    Class, DATA_MAX, Encoding, End, Extent, HANDED_MAX, Head, Home, Item, PART_SPEC_MAX, Place,
-    RUN_MAX, Request, RequestId,
+    Class, DATA_MAX, Encoding, End, Extent, HANDED_MAX, Head, Home, IMAGE_LEN, Item, PART_SPEC_MAX,
+    Place, RUN_MAX, Request, RequestId, decode_image, encode_image,
 };

@@ -116,6 +116,16 @@ pub enum Extent {
         /// The object.
         object: ObjectId,
     },
+    /// A manifest, index or configuration.
+    Document {
+        /// SHA-256 of its bytes.
+        digest: Digest,
+    },
+    /// What the name of an image last stood for.
+    Image {
+        /// BLAKE3 of the name.
+        name: BlockHash,
+    },
 }
 
 /// A request for content.
@@ -164,6 +174,14 @@ impl Request {
                 out.push(4);
                 out.extend(object.as_bytes());
             }
+            Extent::Document { digest } => {
+                out.push(5);
+                out.extend(digest.as_bytes());
+            }
+            Extent::Image { name } => {
+                out.push(6);
+                out.extend(name.as_bytes());
+            }
         }
     }
 
@@ -199,6 +217,8 @@ impl Request {
             }
             3 => Extent::Roots { blob: reader.digest()? },
             4 => Extent::Spec { object: reader.object()? },
+            5 => Extent::Document { digest: reader.digest()? },
+            6 => Extent::Image { name: BlockHash::from_bytes(reader.array()?) },
             _ => return Err(WireError::Invalid("no such kind of request")),
         };
         Ok(Self { id, class, zstd, extent })
@@ -207,6 +227,23 @@ impl Request {
 
 fn run(count: u32) -> Result<u32, WireError> {
     if (1..=RUN_MAX).contains(&count) { Ok(count) } else { Err(WireError::TooMany("blocks")) }
+}
+
+/// Bytes of the answer to [`Extent::Image`].
+pub const IMAGE_LEN: u32 = 40;
+
+/// What the name of an image last stood for: the digest of its manifest, and when
+/// that was looked up, in seconds since 1970.
+pub fn encode_image(manifest: &Digest, resolved_at: u64) -> Vec<u8> {
+    let mut out = manifest.as_bytes().to_vec();
+    out.extend(resolved_at.to_le_bytes());
+    out
+}
+
+/// Reads what [`encode_image`] wrote; `None` if it is not that long.
+pub fn decode_image(bytes: &[u8]) -> Option<(Digest, u64)> {
+    let (manifest, at) = bytes.split_first_chunk::<32>()?;
+    Some((Digest::from_bytes(*manifest), u64::from_le_bytes(at.try_into().ok()?)))
 }
 
 /// How a block's bytes travel.

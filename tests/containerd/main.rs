@@ -25,6 +25,7 @@ mod parity;
 mod plugin;
 mod remote;
 mod requests;
+mod setup;
 mod start;
 mod unpacked;
 mod world;

@@ -97,7 +97,7 @@ fn an_index_that_lies_is_found_out_and_not_believed_again() {
     if let Some(owner) = peersync.owner() {
         wait_until("the owner ends", CARED, || !is_alive(owner));
     }
-    let store = Store::open(&peersync.store(), OpenOptions::default()).expect("store");
+    let store = Store::open(peersync.store(), OpenOptions::default()).expect("store");
     plant_a_lie(&store, &blob("one"), &blob("two"));
     store.close().expect("close");
 

@@ -11,4 +11,5 @@ mod harness;
 mod world;
 
 mod by_hand;
+mod discovery;
 mod itself;

@@ -1,7 +1,9 @@
 //! Whom a block comes from: peers first, neighbours before others, the registry
 //! last.
 
-use crate::node::{Make, Node, connect, layer};
+use peersync::types::Digest;
+
+use crate::node::{Index, Make, Node, connect, layer};
 use crate::registry::Registry;
 
 /// One node has everything, a neighbour fetches it.
@@ -35,6 +37,31 @@ async fn everything_comes_from_the_neighbour_that_has_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_comes_from_the_neighbour_with_the_registry_stopped() {
     from_a_neighbour(true).await;
+}
+
+/// A node that knows nothing gets the index, and then the content, from a peer.
+#[tokio::test(flavor = "multi_thread")]
+async fn index_and_content_come_from_a_neighbour_with_the_registry_stopped() {
+    let registry = Registry::start().await;
+    let (blob, diff_id) = layer(12, 7);
+    registry.put(blob.clone());
+    let mut first = Node::neighbour(1, &registry);
+    let made = first.build(&registry, &blob, diff_id).await;
+    let mut fresh = Node::neighbour(2, &registry);
+    assert!(
+        fresh.engine.index_from_peers(&made.blob, &|_| Ok(())).await.is_none(),
+        "nobody is there"
+    );
+    connect(&[&first, &fresh]).await;
+    registry.stop();
+    let (root, parts) =
+        fresh.engine.index_from_peers(&made.blob, &|_| Ok(())).await.expect("an index");
+    assert_eq!(root, made.root);
+    fresh.know(&Index { root, parts, ..made }).await;
+    let sources = fresh.complete().await.expect("all of it");
+    assert_eq!(sources.lan, fresh.content(), "{sources:?}");
+    let other = Digest::of(b"a layer that nobody has");
+    assert!(fresh.engine.index_from_peers(&other, &|_| Ok(())).await.is_none());
 }
 
 /// Two LANs: what one has the other takes from there once, not from the registry.

@@ -1,16 +1,20 @@
 //! Keeps tunnels to addresses that were given.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tracing::{debug, info};
 
+use super::Net;
 use crate::fetch::engine::Inner;
 use crate::fetch::tunnel::{OpenError, Target};
 
 /// First pause after a call failed; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A node that has just started waits no longer for its first calls.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Calls a node until it answers, and again when its last tunnel has gone, as
 /// long as there is an engine.
@@ -41,8 +45,9 @@ pub(super) async fn keep(inner: Weak<Inner>, target: Target) {
                 // Its first event comes at once; until then it is not there.
                 tokio::time::sleep(PAUSE_MIN).await;
             }
-            Err(OpenError::Closed | OpenError::Myself) => return,
+            Err(OpenError::Closed | OpenError::Myself) => return called(&inner, &target),
             Err(error) => {
+                called(&inner, &target);
                 if pause == PAUSE_MIN {
                     info!(address = %target.address, "peer: {error}");
                 } else {
@@ -52,5 +57,43 @@ pub(super) async fn keep(inner: Weak<Inner>, target: Target) {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
+    }
+}
+
+/// The first call of an address is over, and nobody answered.
+fn called(inner: &Weak<Inner>, target: &Target) {
+    let Some(inner) = inner.upgrade() else { return };
+    if let Some(net) = inner.state().net.as_mut() {
+        net.called(&target.address);
+    }
+}
+
+impl Net {
+    /// An address has been called once.
+    pub(super) fn called(&mut self, address: &SocketAddr) {
+        if self.calling.remove(address) {
+            self.links.notify_waiters();
+        }
+    }
+}
+
+impl Inner {
+    /// Waits until all addresses have been called once, for a node that has just
+    /// started: its peers are there in a moment.
+    pub(super) async fn settle(&self) {
+        let Some(links) = self.state().net.as_ref().map(|net| Arc::clone(&net.links)) else {
+            return;
+        };
+        let all_called = async {
+            loop {
+                let mut told = std::pin::pin!(links.notified());
+                told.as_mut().enable();
+                if self.state().net.as_ref().is_none_or(|net| net.calling.is_empty()) {
+                    return;
+                }
+                told.await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE, all_called).await;
     }
 }

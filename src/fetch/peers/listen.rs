@@ -35,7 +35,8 @@ pub(super) fn start(inner: &Arc<Inner>, mut events: Events) {
 impl Inner {
     fn on_tunnel(self: &Arc<Self>, event: tunnel::Event) {
         let (peer, id) = (event.peer, event.tunnel);
-        match event.kind {
+        let Some(kind) = self.on_answer(peer, event.kind) else { return };
+        match kind {
             EventKind::Up(tunnel) => self.on_up(tunnel),
             EventKind::Down { why, .. } => self.on_down(peer, id, &why),
             EventKind::Content { request, content, .. } => self.on_content(peer, request, content),
@@ -72,6 +73,7 @@ impl Inner {
         entry.address = info.listens.or(entry.address).or(info.opened.then_some(info.address));
         entry.tunnels.push(info.id);
         net.tunnels.insert(info.id, tunnel);
+        net.called(&info.address);
         let peer = info.peer;
         self.tell(&mut state, Event::PeerUp { peer, near: near(info.near) });
         self.tell(&mut state, Event::TunnelUp { peer, tunnel: info.id, rtt: info.rtt });
@@ -85,6 +87,7 @@ impl Inner {
         net.tunnels.remove(&id);
         net.asked.retain(|_, asked| asked.tunnel != id);
         net.assemblies.forget_tunnel(id);
+        net.questions.forget_tunnel(id);
         net.forget_listeners(id);
         net.links.notify_waiters();
         let Some(entry) = net.peers.get_mut(&peer) else { return };
@@ -122,7 +125,11 @@ impl Inner {
             Content::Part { .. } => {
                 // A part's length is what was asked: its end makes up for it.
             }
-            Content::Item { .. } | Content::Root { .. } | Content::Spec { .. } => {}
+            Content::Item { .. }
+            | Content::Root { .. }
+            | Content::Spec { .. }
+            | Content::Document { .. }
+            | Content::Image { .. } => {}
         }
     }
 
@@ -155,9 +162,8 @@ impl Inner {
 
     fn on_end(self: &Arc<Self>, request: RequestId, event: Event) {
         let mut state = self.state();
-        if let Some(net) = state.net.as_mut() {
-            net.asked.remove(&request);
-        }
+        let Some(net) = state.net.as_mut() else { return };
+        net.asked.remove(&request);
         self.tell(&mut state, event);
     }
 }

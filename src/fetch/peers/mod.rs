@@ -3,6 +3,8 @@
 //!
 //! - `listen` takes in what comes, on a thread of its own, in order;
 //! - `ask` sends what the scheduler wants asked;
+//! - `question` asks what the scheduler has no part in, and `index` gets indexes
+//!   and documents so;
 //! - `news` says and hears who holds, wants and gets what;
 //! - `dial` keeps connections to addresses that were given.
 //!
@@ -12,8 +14,10 @@
 
 mod ask;
 mod dial;
+mod index;
 mod listen;
 mod news;
+mod question;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -24,6 +28,7 @@ use tokio::sync::Notify;
 
 use self::ask::{Asked, Assemblies};
 use self::news::{Heard, Listener, LookUp};
+use self::question::Questions;
 use super::driver::State;
 use super::engine::{Engine, Inner};
 use super::schedule;
@@ -40,6 +45,7 @@ pub(super) struct Net {
     peers: HashMap<PeerId, Peer>,
     tunnels: BTreeMap<TunnelId, Arc<dyn Tunnel>>,
     asked: HashMap<schedule::RequestId, Asked>,
+    questions: Questions,
     assemblies: Assemblies,
     /// What this node holds, for those who listen.
     journal: Journal,
@@ -53,7 +59,9 @@ pub(super) struct Net {
     lookups: HashMap<Home, LookUp>,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
-    /// Told when tunnels come and go.
+    /// Addresses that are called for the first time.
+    calling: HashSet<SocketAddr>,
+    /// Told when tunnels come and go, and when a first call has failed.
     links: Arc<Notify>,
 }
 
@@ -94,6 +102,8 @@ pub struct PeerStatus {
     pub sent: u64,
     /// Wrong blocks that it sent.
     pub wrong: u32,
+    /// What the scheduler thinks of it.
+    pub standing: Option<schedule::Standing>,
     /// How long it has been there.
     pub connected: Duration,
 }
@@ -115,6 +125,7 @@ impl Engine {
             peers: HashMap::new(),
             tunnels: BTreeMap::new(),
             asked: HashMap::new(),
+            questions: Questions::default(),
             assemblies: Assemblies::default(),
             journal: Journal::new(u64::from_le_bytes(epoch)),
             listeners: HashMap::new(),
@@ -122,6 +133,7 @@ impl Engine {
             homes: Vec::new(),
             announced: HashSet::new(),
             lookups: HashMap::new(),
+            calling: HashSet::new(),
             changed: Arc::clone(&changed),
             links,
         };
@@ -136,6 +148,9 @@ impl Engine {
     /// Keeps a tunnel open to a node, whenever it is there. This is how a list in
     /// the configuration and discovery feed peers.
     pub fn dial(&self, target: Target) {
+        if let Some(net) = self.inner.state().net.as_mut() {
+            net.calling.insert(target.address);
+        }
         self.inner.handle.spawn(dial::keep(Arc::downgrade(&self.inner), target));
     }
 
@@ -147,7 +162,10 @@ impl Engine {
             .peers
             .iter()
             .filter(|(_, peer)| !peer.tunnels.is_empty())
-            .map(|(id, peer)| net.status(*id, peer))
+            .map(|(id, peer)| {
+                let standing = state.scheduler.standing(id);
+                PeerStatus { standing, ..net.status(*id, peer) }
+            })
             .collect();
         peers.sort_by_key(|peer| (peer.near == Near::Remote, peer.id));
         peers
@@ -165,6 +183,7 @@ impl Net {
             received: peer.received,
             sent: tunnels().map(|tunnel| tunnel.traffic().sent).sum(),
             wrong: peer.wrong,
+            standing: None,
             connected: peer.since.elapsed(),
         }
     }

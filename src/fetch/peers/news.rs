@@ -43,6 +43,8 @@ pub(super) struct Listener {
 pub(super) struct Heard {
     objects: HashMap<ObjectId, Vec<Home>>,
     homes: HashMap<Home, usize>,
+    /// Of these, the layers whose index is known.
+    indexed: HashSet<Home>,
 }
 
 /// A look-up that peers have not all answered yet.
@@ -110,6 +112,21 @@ impl Inner {
         let block: BlockSet = std::iter::once(key.index..key.index + 1).collect();
         for home in homes {
             net.journal.record(home, key.object, Holding::Add(block.clone()));
+        }
+        net.changed.notify_one();
+    }
+
+    /// A layer has an index now. Peers that listened before it had are told what is
+    /// here of it.
+    pub(in crate::fetch) fn note_indexed(&self, index: &LayerIndex) {
+        let home = Home::Layer(*index.blob());
+        let mut state = self.state();
+        let Some(net) = state.net.as_mut() else { return };
+        if !net.heard.learn(home, index) {
+            return;
+        }
+        for (object, holding) in holdings(&self.store, index) {
+            net.journal.record(&home, object, holding);
         }
         net.changed.notify_one();
     }
@@ -360,7 +377,8 @@ impl Net {
                 continue;
             }
             listener.told = Instant::now();
-            match self.journal.news(home, listener.number, true) {
+            let root = self.heard.indexed.contains(&home);
+            match self.journal.news(home, listener.number, root) {
                 Some(news) => listener.unsent.extend(news),
                 // Too much has changed: it subscribes again when it sees the gap.
                 None => continue,
@@ -376,19 +394,27 @@ impl Heard {
     fn add(&mut self, home: Home, index: Option<&LayerIndex>) {
         let count = self.homes.entry(home).or_default();
         *count += 1;
-        if *count > 1 {
-            return;
+        if let Home::Object(object) = home {
+            self.hear(home, object);
         }
-        let one = match home {
-            Home::Object(object) => Some(object),
-            Home::Layer(_) => None,
-        };
-        let objects = index.into_iter().flat_map(|index| index.objects()).copied().chain(one);
-        for object in objects {
-            let homes = self.objects.entry(object).or_default();
-            if !homes.contains(&home) {
-                homes.push(home);
-            }
+        if let Some(index) = index {
+            self.learn(home, index);
+        }
+    }
+
+    /// The index of a home is known; `true` if that is news to who listens.
+    fn learn(&mut self, home: Home, index: &LayerIndex) -> bool {
+        if !self.homes.contains_key(&home) || !self.indexed.insert(home) {
+            return false;
+        }
+        index.objects().iter().for_each(|object| self.hear(home, *object));
+        true
+    }
+
+    fn hear(&mut self, home: Home, object: ObjectId) {
+        let homes = self.objects.entry(object).or_default();
+        if !homes.contains(&home) {
+            homes.push(home);
         }
     }
 
@@ -400,6 +426,7 @@ impl Heard {
             return false;
         }
         self.homes.remove(home);
+        self.indexed.remove(home);
         self.objects.retain(|_, homes| {
             homes.retain(|other| other != home);
             !homes.is_empty()

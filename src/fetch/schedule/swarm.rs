@@ -13,7 +13,27 @@ use crate::types::{ObjectId, PeerId};
 /// A tunnel that was asked for and is not there after this long will not come.
 const OPENING: Duration = Duration::from_secs(5);
 
+/// What the scheduler thinks of a peer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// `V_conn`, what one more tunnel is expected to bring, in bytes per second.
+    pub speed: f64,
+    /// Tunnels that it should have.
+    pub tunnels: usize,
+    /// Timeouts that are not forgiven yet.
+    pub timeouts: u32,
+    /// Wrong blocks that it sent.
+    pub strikes: u32,
+}
+
 impl Scheduler {
+    /// What is thought of a peer that is there.
+    pub fn standing(&self, id: &PeerId) -> Option<Standing> {
+        let peer = self.peers.get(self.peers.slot(id)?)?;
+        let (timeouts, strikes) = (peer.timeouts, peer.strikes);
+        Some(Standing { speed: peer.speed, tunnels: peer.wanted, timeouts, strikes })
+    }
+
     pub(super) fn on_peer_up(&mut self, id: PeerId, near: Near) {
         if id == self.me {
             return;

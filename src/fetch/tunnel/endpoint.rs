@@ -294,6 +294,11 @@ impl Endpoint {
             .for_each(|session| session.close(Refusal::Revoked));
     }
 
+    /// Whether the node was excluded from the swarm.
+    pub fn is_revoked(&self, peer: &PeerId) -> bool {
+        self.0.membership().check_revoked(peer).is_err()
+    }
+
     /// Closes all tunnels and listens no more.
     pub fn close(&self) {
         self.0.close();

@@ -14,10 +14,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::assembly::{Assembly, Filled};
 use crate::layer::root::{LayerRoot, ROOT_MAX};
-use crate::types::{BLOCK_MAX, BlockEntry, Digest, ObjectId, ObjectSpec, VerifiedBlock};
+use crate::types::{BLOCK_MAX, BlockEntry, BlockHash, Digest, ObjectId, ObjectSpec, VerifiedBlock};
 use crate::wire::{
-    BlockSet, Class, Encoding, Extent, HANDED_MAX, Head, Limits, PART_SPEC_MAX, Place, RUN_MAX,
-    Request, RequestId,
+    BlockSet, Class, Encoding, Extent, HANDED_MAX, Head, IMAGE_LEN, Limits, PART_SPEC_MAX, Place,
+    RUN_MAX, Request, RequestId, decode_image,
 };
 
 /// Blocks whose bytes may be interleaved on a tunnel: one for each class, and one
@@ -67,6 +67,16 @@ pub enum Want {
     Spec {
         /// The object.
         object: ObjectId,
+    },
+    /// A manifest, index or configuration of an image.
+    Document {
+        /// Its digest.
+        digest: Digest,
+    },
+    /// What the name of an image last stood for.
+    Image {
+        /// BLAKE3 of the name.
+        name: BlockHash,
     },
 }
 
@@ -151,6 +161,22 @@ pub enum Content {
         object: ObjectId,
         /// Its list.
         spec: Arc<ObjectSpec>,
+    },
+    /// A document; its bytes have the digest.
+    Document {
+        /// Its digest.
+        digest: Digest,
+        /// Its bytes.
+        bytes: Bytes,
+    },
+    /// What a name stood for at the peer. Nothing vouches for it but the peer.
+    Image {
+        /// BLAKE3 of the name.
+        name: BlockHash,
+        /// The digest of its manifest.
+        manifest: Digest,
+        /// When the peer looked it up, in seconds since 1970.
+        resolved_at: u64,
     },
 }
 
@@ -354,6 +380,8 @@ impl Want {
             }
             Self::Roots { blob } => Extent::Roots { blob: *blob },
             Self::Spec { object } => Extent::Spec { object: *object },
+            Self::Document { digest } => Extent::Document { digest: *digest },
+            Self::Image { name } => Extent::Image { name: *name },
         })
     }
 
@@ -368,7 +396,8 @@ impl Want {
             Self::Items { numbers, .. } => {
                 numbers.end.saturating_sub(numbers.start).saturating_mul(u64::from(ITEM_GUESS))
             }
-            Self::Roots { .. } | Self::Spec { .. } => 16 << 10,
+            Self::Roots { .. } | Self::Spec { .. } | Self::Document { .. } => 16 << 10,
+            Self::Image { .. } => u64::from(IMAGE_LEN),
         }
     }
 
@@ -378,7 +407,9 @@ impl Want {
             Self::Blocks { blocks, .. } => u64::from(blocks.start),
             Self::Part { index, .. } => u64::from(*index),
             Self::Items { numbers, .. } => numbers.start,
-            Self::Roots { .. } | Self::Spec { .. } => 0,
+            Self::Roots { .. } | Self::Spec { .. } | Self::Document { .. } | Self::Image { .. } => {
+                0
+            }
         }
     }
 
@@ -388,7 +419,7 @@ impl Want {
             Self::Blocks { blocks, .. } => blocks.end.saturating_sub(blocks.start),
             Self::Items { numbers, .. } => numbers.end.saturating_sub(numbers.start) as u32,
             Self::Roots { .. } => ROOTS_MAX,
-            Self::Part { .. } | Self::Spec { .. } => 1,
+            Self::Part { .. } | Self::Spec { .. } | Self::Document { .. } | Self::Image { .. } => 1,
         }
     }
 
@@ -414,6 +445,8 @@ impl Want {
             Self::Items { .. } => head.len <= HANDED_MAX,
             Self::Roots { .. } => head.len as usize <= ROOT_MAX,
             Self::Spec { .. } => head.len <= PART_SPEC_MAX,
+            Self::Document { .. } => head.len <= BLOCK_MAX,
+            Self::Image { .. } => head.len == IMAGE_LEN,
         };
         let placed = matches!(self, Self::Items { .. }) == head.place.is_some();
         if right && placed { Ok(number) } else { Err(AnswerError::Length) }
@@ -464,6 +497,14 @@ impl Arrived {
                 let spec = ObjectSpec::decode(&bytes).ok();
                 let spec = spec.filter(|spec| spec.id() == object).ok_or(wrong(false))?;
                 Ok(Content::Spec { object, spec: Arc::new(spec) })
+            }
+            Want::Document { digest } if Digest::of(&bytes) == digest => {
+                Ok(Content::Document { digest, bytes })
+            }
+            Want::Document { .. } => Err(wrong(false)),
+            Want::Image { name } => {
+                let (manifest, resolved_at) = decode_image(&bytes).ok_or(wrong(false))?;
+                Ok(Content::Image { name, manifest, resolved_at })
             }
         }
     }

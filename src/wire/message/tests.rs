@@ -67,6 +67,8 @@ fn request() -> impl Strategy<Value = Request> {
                 .prop_map(|(blob, first, count)| Extent::Items { blob, first, count }),
             digest().prop_map(|blob| Extent::Roots { blob }),
             object().prop_map(|object| Extent::Spec { object }),
+            digest().prop_map(|digest| Extent::Document { digest }),
+            any::<[u8; 32]>().prop_map(|name| Extent::Image { name: BlockHash::from_bytes(name) }),
         ];
     let class = prop_oneof![Just(Class::Urgent), Just(Class::Bulk), Just(Class::Background)];
     (any::<u64>(), class, any::<bool>(), extent).prop_map(|(id, class, zstd, extent)| Request {

@@ -10,7 +10,7 @@ pub(super) mod worker;
 use std::sync::Arc;
 
 use crate::layer::root::LayerRoot;
-use crate::types::{Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
+use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
 use crate::wire::{Item, Place};
 
 /// What a node has for others: the store and the first passes, seen from here.
@@ -31,6 +31,17 @@ pub trait BlockServer: Send + Sync + 'static {
     /// What this node's first pass over the blob has come by, as far as it is
     /// handed on.
     fn item(&self, peer: &PeerId, blob: &Digest, number: u64) -> Served<Handed>;
+
+    /// A manifest, index or configuration of an image.
+    fn document(&self, _peer: &PeerId, _digest: &Digest) -> Served<Vec<u8>> {
+        Served::No
+    }
+
+    /// What the name of an image last stood for: the digest of its manifest, and
+    /// when it was looked up, in seconds since 1970. The name is given as its BLAKE3.
+    fn image(&self, _peer: &PeerId, _name: &BlockHash) -> Served<(Digest, u64)> {
+        Served::No
+    }
 }
 
 /// An answer of a [`BlockServer`].

@@ -129,7 +129,10 @@ impl Open {
             Extent::Blocks { first, .. } => u64::from(first),
             Extent::Part { index, .. } => u64::from(index),
             Extent::Items { first, .. } => first,
-            Extent::Roots { .. } | Extent::Spec { .. } => 0,
+            Extent::Roots { .. }
+            | Extent::Spec { .. }
+            | Extent::Document { .. }
+            | Extent::Image { .. } => 0,
         }
     }
 

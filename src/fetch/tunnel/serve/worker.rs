@@ -12,8 +12,10 @@ use super::queue::{Lane, RETRY_MS, Step};
 use super::{BlockServer, Served};
 use crate::fetch::tunnel::session::Session;
 use crate::fetch::tunnel::writer::Out;
-use crate::types::PeerId;
-use crate::wire::{Encoding, End, Extent, Head, Message, PART_SPEC_MAX, Place, Request, RequestId};
+use crate::types::{BLOCK_MAX, PeerId};
+use crate::wire::{
+    Encoding, End, Extent, Head, Message, PART_SPEC_MAX, Place, Request, RequestId, encode_image,
+};
 
 /// What a block is taken to be long before it is read, in bytes.
 const GUESS: u32 = 256 << 10;
@@ -171,6 +173,16 @@ fn read(
             let roots = roots.iter().take(crate::fetch::tunnel::inbox::ROOTS_MAX as usize).zip(0..);
             Served::Yes(roots.map(|(root, n)| plain(n, root.encode().into(), None)).collect())
         }
+        Extent::Document { digest } => match server.document(peer, &digest) {
+            // An empty one can't be announced, and is no document.
+            Served::Yes(bytes) if bytes.is_empty() || bytes.len() > BLOCK_MAX as usize => {
+                Served::No
+            }
+            read => read.map(|bytes| vec![plain(0, bytes.into(), None)]),
+        },
+        Extent::Image { name } => server.image(peer, &name).map(|(manifest, resolved_at)| {
+            vec![plain(0, encode_image(&manifest, resolved_at).into(), None)]
+        }),
         Extent::Spec { object } => match server.spec(peer, &object) {
             Served::Yes(spec) => {
                 let bytes = spec.encode();
