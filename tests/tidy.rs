@@ -92,6 +92,7 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("wire", IO),
     ("swarm/beacon", IO),
     ("swarm/neighbours", IO),
+    ("swarm/elect", IO),
     ("layer", IO),
     ("eviction", IO),
     ("fetch/schedule", IO),

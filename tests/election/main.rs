@@ -1,0 +1,242 @@
+//! Elections of trackers in a simulated swarm, with the shipped state machine.
+//!
+//! `cargo test --test election -- --nocapture` prints what elections cost; the
+//! table stands in `docs/BENCHMARKS.md`.
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use world::{MS, Mutation, S, World};
+
+/// A new tracker is there so soon after the old one is gone.
+const SOON: Duration = Duration::from_secs(5);
+
+fn agreed(count: usize, seed: u64) -> World {
+    let mut world = World::new(count, seed);
+    world.run_until_agreed(S * 8);
+    world
+}
+
+/// The live node with the highest score.
+fn best(world: &World) -> usize {
+    let alive = (0..world.nodes.len()).filter(|node| world.is_alive(*node));
+    alive.max_by_key(|node| world.nodes[*node].score).expect("a node")
+}
+
+fn score_of_tracker(world: &World) -> u16 {
+    let alive = (0..world.nodes.len()).find(|node| world.is_alive(*node)).expect("a node");
+    world.nodes[world.tracker(alive).expect("a tracker")].score
+}
+
+#[test]
+fn the_most_stable_node_becomes_tracker_and_stays() {
+    for seed in 0..20 {
+        for count in [1, 2, 10, 60] {
+            let mut world = agreed(count, seed);
+            let top = world.nodes[best(&world)].score;
+            assert_eq!(score_of_tracker(&world), top, "seed {seed}, {count} nodes");
+            let changes = world.changes;
+            world.run_for(S * 30);
+            assert_eq!(world.changes, changes, "seed {seed}: a quiet swarm stays as it is");
+        }
+    }
+}
+
+#[test]
+fn a_dead_tracker_is_replaced_by_the_next_best() {
+    for seed in 0..20 {
+        for noticed in [true, false] {
+            let mut world = agreed(80, seed);
+            for _ in 0..3 {
+                let tracker = world.tracker(best(&world)).expect("a tracker");
+                world.kill(tracker, noticed);
+                let took = world.run_until_agreed(SOON);
+                assert!(took > S, "seed {seed}: {took:?} is too soon to have noticed");
+                // Where its death has split the swarm, each part has its own best.
+                for part in world.partitions() {
+                    let tracker = world.tracker(*part.first().expect("a node")).expect("a tracker");
+                    let top = part.iter().map(|node| world.nodes[*node].score).max();
+                    assert_eq!(Some(world.nodes[tracker].score), top, "seed {seed}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn partitions_have_a_tracker_each_and_merge_into_one() {
+    for seed in 0..20 {
+        let mut world = agreed(60, seed);
+        let old = world.tracker(0).expect("a tracker");
+        let part: BTreeSet<usize> = (0..30).collect();
+        world.split(part.clone());
+        world.run_for(S);
+        world.run_until_agreed(SOON);
+        let [one, other] = [0, 30].map(|node| world.tracker(node).expect("a tracker"));
+        assert!(one != other && (one == old || other == old), "seed {seed}");
+        world.heal();
+        world.run_for(MS);
+        let took = world.run_until_agreed(SOON);
+        assert!(took <= S * 2, "seed {seed}: {took:?} to merge");
+        let last = world.tracker(0).expect("a tracker");
+        assert!(last == one || last == other);
+        let loser = if last == one { other } else { one };
+        assert_eq!(world.tracker(loser), Some(last), "seed {seed}: the lesser steps down");
+    }
+}
+
+/// Nodes, links, messages of an election, seconds, messages of a beat.
+fn cost(count: usize, seed: u64) -> (usize, u64, Duration, f64) {
+    let mut world = agreed(count, seed);
+    world.run_for(S * 10);
+    let before = world.messages;
+    world.run_for(S * 10);
+    let beat = (world.messages - before) as f64 / 10.0 / count as f64;
+    world.kill(best(&world), false);
+    let before = world.messages;
+    let took = world.run_until_agreed(SOON);
+    (world.links(), world.messages - before, took, beat)
+}
+
+#[test]
+fn messages_grow_with_nodes_and_not_with_their_square() {
+    println!("| nodes | links | messages per node, election | time | per node and beat |");
+    println!("|---|---|---|---|---|");
+    let mut first = None;
+    for count in [10, 30, 100, 300, 1000] {
+        let (links, messages, took, beat) = cost(count, 3);
+        let per_node = messages as f64 / count as f64;
+        println!("| {count} | {links} | {per_node:.1} | {:.1} s | {beat:.2} |", took.as_secs_f64());
+        // A hundred times the nodes cost each of them no more than three times as much.
+        assert!(per_node < 3.0 * *first.get_or_insert(per_node), "{per_node} of {count} nodes");
+        assert!(beat < 1.02, "{beat} messages a node and beat: no tree");
+    }
+}
+
+/// Claims of candidates over each line between LANs, in one election.
+fn crossed(seed: u64, mutation: Mutation) -> f64 {
+    let mut world = agreed(200, seed);
+    world.mutate(mutation);
+    world.run_for(S * 5);
+    world.kill(world.tracker(0).expect("a tracker"), false);
+    let before = world.crossed;
+    world.run_until_agreed(SOON);
+    (world.crossed - before) as f64 / world.far_links() as f64
+}
+
+#[test]
+fn losers_do_not_flood_other_lans() {
+    let mean = |mutation| (0..10).map(|seed| crossed(seed, mutation)).sum::<f64>() / 10.0;
+    let [with, without] = [Mutation::None, Mutation::AllNear].map(mean);
+    println!("claims over each line: {with:.1}; without a pause at the boundary: {without:.1}");
+    assert!(with < 5.0 && with < 0.8 * without, "{with} against {without}");
+}
+
+#[test]
+fn lost_messages_do_not_unseat_a_tracker() {
+    for seed in 0..10 {
+        let mut world = agreed(100, seed);
+        world.loss = 0.02;
+        let tracker = world.tracker(0);
+        world.run_for(S * 60);
+        world.loss = 0.0;
+        world.run_until_agreed(SOON);
+        assert_eq!(world.tracker(0), tracker, "seed {seed}");
+    }
+}
+
+#[test]
+fn look_ups_find_a_tracker_while_nodes_come_and_go() {
+    let (mut asked, mut answered) = (0, 0);
+    for seed in 0..2 {
+        let mut world = agreed(200, seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut gone = Vec::new();
+        // Ten in a hundred leave each minute, and as many come back.
+        for second in 0..180 {
+            if second % 3 == 0 {
+                // Now and then the tracker is among them.
+                let one =
+                    (0..200).find(|node| world.is_alive(*node)).and_then(|n| world.tracker(n));
+                let node = one.filter(|_| second % 60 == 0).unwrap_or(rng.usize(0..200));
+                if world.is_alive(node) {
+                    world.kill(node, rng.bool());
+                    gone.push(node);
+                }
+                if gone.len() > 10 {
+                    world.revive(gone.remove(0));
+                }
+            }
+            world.run_for(S);
+            for node in (0..200).filter(|node| world.is_alive(*node)) {
+                asked += 1;
+                let tracker = world.tracker(node);
+                answered += usize::from(tracker.is_some_and(|tracker| {
+                    world.is_alive(tracker) && world.tracker(tracker) == Some(tracker)
+                }));
+            }
+        }
+        for node in gone {
+            world.revive(node);
+        }
+        world.run_for(S * 2);
+        world.run_until_agreed(SOON);
+    }
+    let share = f64::from(answered as u32) / f64::from(asked as u32);
+    println!("{:.2} % of {asked} look-ups found a tracker in one round trip", 100.0 * share);
+    // Without a tracker for the five seconds of an election, at worst.
+    assert!(share > 1.0 - SOON.as_secs_f64() / 60.0, "{share}");
+}
+
+#[test]
+fn a_liar_that_is_found_out_is_done_without() {
+    for seed in 0..10 {
+        let mut world = World::new(60, seed);
+        let liar = 17;
+        let told = peersync::swarm::elect::Score::told(u16::MAX);
+        world.nodes[liar].elector.set_score(told);
+        world.nodes[liar].score = 0;
+        world.run_until_agreed(S * 8);
+        assert_eq!(world.tracker(0), Some(liar), "it is believed as long as it does its work");
+        world.distrust_by_all(liar);
+        world.run_for(S * 6);
+        let honest: BTreeSet<_> =
+            (0..60).filter(|n| *n != liar).map(|n| world.tracker(n)).collect();
+        // Without the liar as a bridge the others still reach each other.
+        assert_eq!(honest.len(), 1, "seed {seed}: {honest:?}");
+        assert!(!honest.contains(&Some(liar)) && !honest.contains(&None), "seed {seed}");
+    }
+}
+
+fn caught(what: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(what)).expect_err("a checker should have objected");
+    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+#[test]
+fn the_checkers_find_faults() {
+    let why = caught(|| {
+        let mut world = World::new(60, 5);
+        world.mutate(Mutation::SwapScores);
+        world.run_until_agreed(S * 8);
+        assert_eq!(score_of_tracker(&world), world.nodes[best(&world)].score, "not the best");
+    });
+    assert!(why.contains("not the best") || why.contains("no agreement"), "{why}");
+    let why = caught(|| {
+        let mut world = agreed(60, 5);
+        world.mutate(Mutation::RenewBeats);
+        world.run_for(S * 10);
+    });
+    assert!(why.contains("was never said") || why.contains("an old beat"), "{why}");
+    let mut world = agreed(60, 5);
+    world.mutate(Mutation::DropPrunes);
+    world.kill(best(&world), false);
+    world.run_for(S * 10);
+    let before = world.messages;
+    world.run_for(S * 10);
+    let beat = (world.messages - before) as f64 / 10.0 / 60.0;
+    assert!(beat > 1.02, "{beat}: pruning changes nothing, so the other test proves nothing");
+}
