@@ -417,16 +417,17 @@ impl Node {
 /// Names the containers that will find their files gone.
 fn warn_of_containers(snapshotter: &Snapshotter) {
     let Ok(mounted) = std::fs::read("/proc/self/mountinfo") else { return };
-    let keys = snapshotter.mounted_on_chains(&mounted);
-    if keys.is_empty() {
+    let running = snapshotter.mounted_on_chains(&mounted);
+    if running.is_empty() {
         return;
     }
+    let keys: Vec<&str> = running.iter().map(|(key, _)| key.as_str()).collect();
     let more = keys.len().saturating_sub(CONTAINERS_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let named = keys[..keys.len().min(CONTAINERS_NAMED)].join(", ");
     warn!(
-        "{} containers run on this node's lazy images and will see errors until they are \
-         started anew: {named}{more}",
+        "containers run on this node's lazy images and will see errors until they are started \
+         anew ({}): {named}{more}",
         keys.len()
     );
 }

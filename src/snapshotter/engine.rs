@@ -256,21 +256,20 @@ impl Snapshotter {
     }
 
     /// Keys of active snapshots and views that stand on a remote chain and are
-    /// mounted, as `mountinfo` (proc(5)) has it: containers that are running, in
-    /// name order.
-    pub fn mounted_on_chains(&self, mountinfo: &[u8]) -> Vec<String> {
+    /// mounted, as `mountinfo` (proc(5)) has it, each with the chain: containers
+    /// that are running, in name order.
+    pub fn mounted_on_chains(&self, mountinfo: &[u8]) -> Vec<(String, Digest)> {
         let mounted = in_use::Mounted::parse(mountinfo);
         let state = self.inner.meta.read();
         let open = state.records().iter().filter(|(_, record)| record.kind != Kind::Committed);
-        open.filter(|(key, record)| {
-            let Ok(snapshot) = state.snapshot(key) else { return false };
-            let Some(chain) = snapshot.chain_below() else { return false };
-            match record.kind {
+        open.filter_map(|(key, record)| {
+            let chain = state.snapshot(key).ok()?.chain_below()?;
+            let is_mounted = match record.kind {
                 Kind::View => mounted.has_chain(&chain),
                 _ => mounted.has_upper(&self.inner.directories.fs(record.id)),
-            }
+            };
+            is_mounted.then(|| (key.clone(), chain))
         })
-        .map(|(key, _)| key.clone())
         .collect()
     }
 

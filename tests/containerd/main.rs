@@ -19,6 +19,7 @@ mod cri;
 mod differential;
 mod images;
 mod lazy;
+mod logins;
 mod node;
 mod ordinary;
 mod parity;

@@ -57,7 +57,9 @@ impl Node {
             self.more
         );
         fs::write(&file, config).expect("configuration");
-        let config = [OsStr::new("--config"), file.as_os_str(), OsStr::new("daemon")];
+        // All that it has to say: nothing of it may be a secret.
+        let config =
+            [OsStr::new("-vv"), OsStr::new("--config"), file.as_os_str(), OsStr::new("daemon")];
         Running::start(&mut self.peersync.command(&config))
     }
 

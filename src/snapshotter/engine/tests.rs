@@ -181,7 +181,8 @@ async fn the_chain_is_the_one_lower_directory() {
     assert!(bench.snapshotter.mounted_on_chains(b"").is_empty(), "it does not run");
     let upper = mounts[0].options.iter().find(|option| option.starts_with("upperdir=")).unwrap();
     let table = format!("9 1 0:9 / /run/rootfs rw - overlay overlay rw,lowerdir={path},{upper}\n");
-    assert_eq!(bench.snapshotter.mounted_on_chains(table.as_bytes()), ["container"]);
+    let running = bench.snapshotter.mounted_on_chains(table.as_bytes());
+    assert_eq!(running, [("container".to_owned(), top.parse().unwrap())]);
 
     let view = bench.snapshotter.view("view", &top, &Labels::new()).await.unwrap();
     assert_eq!((view[0].kind, view[0].source.as_str()), ("bind", path.as_str()));
