@@ -28,7 +28,8 @@ const FILES: [&str; 8] = [
     // The node's secret key.
     "node.key",
 ];
-const DIRS: [&str; 3] = [OBJECTS_DIR, STAGING_DIR, QUARANTINE_DIR];
+/// The last one is the snapshotter's.
+const DIRS: [&str; 4] = [OBJECTS_DIR, STAGING_DIR, QUARANTINE_DIR, "snapshotter"];
 
 impl Checker<'_> {
     /// Every file below `objects/` belongs to an object; nothing else is there,

@@ -1,5 +1,6 @@
 //! The node: store, engine, images and mounts, put together.
 
+mod caretaker;
 mod remote;
 mod report;
 mod service;
@@ -25,7 +26,7 @@ use crate::fetch::{Engine, Registries, RegistrySource};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
 use crate::identity::{KeyError, NodeKey};
-use crate::mount::{Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
+use crate::mount::{Care, Images, Mounted, Mounts, NodeCatalog, Repositories, Settings, Trust};
 use crate::oci::registry;
 use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
@@ -63,6 +64,7 @@ pub struct Node {
     clients_changed: Notify,
     listener: Mutex<Option<UnixListener>>,
     signals: Mutex<Option<Signals>>,
+    caretaker: Mutex<Option<caretaker::Caretaker>>,
     socket: PathBuf,
     socket_inode: Option<u64>,
     /// Images that containerd asks for, and whose layers are on their way.
@@ -205,6 +207,7 @@ impl Node {
             clients_changed: Notify::new(),
             listener: Mutex::new(Some(listener)),
             signals: Mutex::new(Some(signals)),
+            caretaker: Mutex::default(),
             socket_inode: inode(&socket),
             coming: remote::Coming::default(),
             snapshots: Mutex::default(),
@@ -294,6 +297,7 @@ impl Node {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (Some(listener), Some(signals)) = (listener, signals) else { return };
+        self.take_care();
         let serving = admin::serve(listener, Arc::clone(self) as Arc<dyn admin::Service>);
         tokio::select! {
             result = serving => if let Err(error) = result {
@@ -301,6 +305,26 @@ impl Node {
             },
             () = signals.first() => info!("told to end"),
             () = self.idle(), if self.role == Role::Started => info!("nobody needs this process"),
+        }
+    }
+
+    /// Has the store looked after from now on.
+    fn take_care(&self) {
+        if self.store.is_read_only() {
+            return;
+        }
+        let care = Care::new(
+            Arc::clone(&self.store),
+            Arc::clone(&self.engine),
+            Arc::clone(&self.catalog),
+            Arc::clone(&self.counters),
+        );
+        match caretaker::Caretaker::start(&self.store, care) {
+            Ok(caretaker) => {
+                let mut running = self.caretaker.lock().unwrap_or_else(PoisonError::into_inner);
+                *running = Some(caretaker);
+            }
+            Err(error) => warn!("nobody looks after the store: {error}"),
         }
     }
 
@@ -326,8 +350,18 @@ impl Node {
             );
         }
         self.engine.close();
-        if let Err(error) = self.store.sync() {
-            error!("store: {error}");
+        let caretaker = self.caretaker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let store = Arc::clone(&self.store);
+        let closing = move || {
+            if let Some(caretaker) = caretaker {
+                caretaker.stop();
+            }
+            store.shutdown()
+        };
+        match tokio::task::spawn_blocking(closing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!("the store was not closed in order: {error}"),
+            Err(error) => error!("the store was not closed in order: {error}"),
         }
     }
 

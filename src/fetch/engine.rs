@@ -292,6 +292,11 @@ impl Engine {
         self.inner.locator.layer(blob)
     }
 
+    /// Forgets the index of a layer that the store has no more.
+    pub fn forget_layer(&self, blob: &Digest) {
+        self.inner.locator.forget(blob);
+    }
+
     /// Where the content of a layer came from since the node started.
     pub fn sources(&self, blob: &Digest) -> Sources {
         self.inner.state().blobs.get(blob).map(|blob| blob.sources).unwrap_or_default()

@@ -268,6 +268,14 @@ impl Locator {
         Ok(Some(index))
     }
 
+    /// Forgets the index of a blob.
+    pub(super) fn forget(&self, blob: &Digest) {
+        let mut cache = self.cache();
+        cache.layers.remove(blob);
+        cache.order.retain(|known| known != blob);
+        cache.objects.retain(|_, (of, _)| of != blob);
+    }
+
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }

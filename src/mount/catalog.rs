@@ -62,6 +62,15 @@ impl NodeCatalog {
         let _ = self.status.set(status);
     }
 
+    /// Shows these slots no more: files in them can't be opened.
+    pub(super) fn forget(&self, slots: impl Iterator<Item = u32>) {
+        let slots: Vec<u32> = slots.collect();
+        lock(&self.layers).retain(|slot, _| !slots.contains(slot));
+        lock(&self.chains)
+            .retain(|slot, view| !slots.contains(slot) && !slots.contains(&view.content.get()));
+        self.images.has_changed();
+    }
+
     fn load_layer(&self, slot: Slot) -> Option<Arc<LayerView>> {
         let key = self.layer_key(slot.get())?;
         let record = known(self.store.layer(&key))??;

@@ -163,7 +163,7 @@ impl Images {
         let _ = self.on_change.set(Box::new(told));
     }
 
-    fn has_changed(&self) {
+    pub(super) fn has_changed(&self) {
         *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
         if let Some(told) = self.on_change.get() {
             told();

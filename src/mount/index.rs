@@ -96,10 +96,22 @@ pub(super) async fn take(
     let (layer, store) = (layer.clone(), std::sync::Arc::clone(store));
     let work = move || {
         belongs(&root, &layer)?;
+        if is_banned(&store, root.builder()) {
+            return Err("its builder has signed an index that was a lie".into());
+        }
         install(&store, &root, &parts, origin).map_err(|e| e.to_string())?;
         Ok(())
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}
+
+/// Whether an index by this builder was found to be a lie on this node.
+fn is_banned(store: &Store, builder: &[u8; 32]) -> bool {
+    let roots = store.quarantined_roots().unwrap_or_else(|error| {
+        warn!("the quarantine can't be read: {error}");
+        Vec::new()
+    });
+    roots.iter().filter_map(|root| LayerRoot::decode(root).ok()).any(|r| r.builder() == builder)
 }
 
 /// An index has to be of this very layer. What the image's configuration says

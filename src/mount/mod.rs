@@ -2,6 +2,7 @@
 //! system shows of them.
 
 pub mod artifact;
+mod care;
 mod catalog;
 mod images;
 mod index;
@@ -9,6 +10,7 @@ mod origins;
 mod peers;
 mod table;
 
+pub use care::Care;
 pub use catalog::{NodeCatalog, StatusFiles, view_name};
 pub use images::{ImageError, Images, IndexMode, Resolved, Settings, Trust};
 pub use origins::Repositories;

@@ -68,6 +68,12 @@ counters! {
     blocks_corrupt,
     /// First passes over layers that were completed.
     first_passes,
+    /// Objects that were verified in the background.
+    objects_verified,
+    /// Layers by somebody else's index whose content was proved.
+    layers_proved,
+    /// Layers whose index turned out to be a lie.
+    layers_quarantined,
     /// Reads that failed because no source made progress.
     reads_failed,
 }

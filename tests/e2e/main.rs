@@ -5,8 +5,10 @@
 
 mod harness;
 
+mod care;
 mod commands;
 mod compare;
+mod crash;
 mod daemon;
 mod hostile;
 mod lazy;

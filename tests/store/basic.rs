@@ -301,3 +301,22 @@ fn the_flusher_makes_blocks_durable_by_itself() {
     }
     store.close().unwrap();
 }
+
+#[test]
+fn a_store_can_be_given_back_while_others_hold_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = Content::random(10, 4096, 10_000);
+    let id = content.spec.id();
+    let store = open(dir.path());
+    content.put_all(&store);
+    let staging = store.stage(&Digest::of(b"blob")).unwrap();
+    store.shutdown().unwrap();
+    let next = open(dir.path());
+    assert!(next.is_verified(&id), "closed in order");
+    assert!(store.put_block(&id, 0, &content.block(0)).is_err());
+    assert!(store.name_slot("x").is_err() && store.stage(&Digest::of(b"other")).is_err());
+    assert!(staging.checkpoint(b"x").is_err());
+    drop(staging);
+    store.close().unwrap();
+    assert_eq!(read_all(&next, &content).unwrap(), content.data);
+}

@@ -191,9 +191,14 @@ struct Job {
 
 impl Inner {
     pub(super) fn sync(&self) -> Result<(), SyncError> {
-        if self.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
+        self.flush()
+    }
+
+    /// One batch.
+    pub(super) fn flush(&self) -> Result<(), SyncError> {
         let _one = self.dirty.flushing();
         let mut failure = None;
         let mut jobs = Vec::new();

@@ -8,6 +8,7 @@
 use std::io::ErrorKind;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::{
@@ -69,6 +70,7 @@ pub(super) struct Meta {
     device: Arc<dyn Device>,
     cache: usize,
     read_only: bool,
+    closed: AtomicBool,
     db: RwLock<Option<Database>>,
     writer: Mutex<Writer>,
 }
@@ -88,8 +90,7 @@ impl Meta {
         cache: usize,
         read_only: bool,
     ) -> Result<Self, MetaError> {
-        let meta =
-            Self { device, cache, read_only, db: RwLock::new(None), writer: Mutex::default() };
+        let meta = Self::unopened(device, cache, read_only);
         let db = meta.open_database(META_FILE)?;
         *meta.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
         if !read_only {
@@ -98,16 +99,21 @@ impl Meta {
         Ok(meta)
     }
 
+    fn unopened(device: Arc<dyn Device>, cache: usize, read_only: bool) -> Self {
+        Self {
+            device,
+            cache,
+            read_only,
+            closed: AtomicBool::new(false),
+            db: RwLock::new(None),
+            writer: Mutex::default(),
+        }
+    }
+
     /// Makes an empty database. It gets its name when it is whole.
     pub(super) fn create(device: &Arc<dyn Device>) -> Result<(), MetaError> {
         device.unlink(META_TEMP).map_err(io_error)?;
-        let maker = Self {
-            device: Arc::clone(device),
-            cache: 1 << 20,
-            read_only: false,
-            db: RwLock::new(None),
-            writer: Mutex::default(),
-        };
+        let maker = Self::unopened(Arc::clone(device), 1 << 20, false);
         let db = maker.open_database(META_TEMP)?;
         guarded(|| {
             let txn = begin(&db, true)?;
@@ -166,6 +172,18 @@ impl Meta {
         };
         self.apply(&mut writer, batch, durable)?;
         Ok(out)
+    }
+
+    /// Closes the database for good. Waits for those who write to it.
+    pub(super) fn close(&self) {
+        let _writer = self.writer();
+        self.closed.store(true, Ordering::Release);
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        // redb panics rather than close over some failures.
+        let _ = guarded(|| {
+            drop(db);
+            Ok(())
+        });
     }
 
     /// Makes all changes so far durable.
@@ -231,6 +249,9 @@ impl Meta {
     /// Opens the database again after a failed write and makes the logged
     /// changes once more.
     fn reopen(&self, writer: &mut Writer) -> Result<(), MetaError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(unavailable());
+        }
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // redb panics rather than close over some failures.
         let old = slot.take();

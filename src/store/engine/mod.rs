@@ -12,13 +12,14 @@ mod meta;
 mod objects;
 mod open;
 mod promote;
+mod quarantine;
 mod read;
 mod remove;
 mod staging;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 pub use catalog::NewLayer;
@@ -76,11 +77,11 @@ pub struct StoreStats {
 /// An open store. All operations block on the disk and can be called from many
 /// threads.
 ///
-/// Dropping it closes it in order, as [`Store::close`] does.
+/// Dropping it closes it in order, as [`Store::shutdown`] does.
 #[derive(Debug)]
 pub struct Store {
     inner: Arc<Inner>,
-    flusher: Option<JoinHandle<()>>,
+    flusher: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the store shares with its flusher and with stagings.
@@ -91,14 +92,15 @@ struct Inner {
     cache: Cache,
     dirty: Dirty,
     verify: VerifyPolicy,
-    read_only: bool,
+    /// Opened read-only, or closed.
+    read_only: AtomicBool,
     /// Epoch of the verified marks.
     epoch: u64,
     counters: Counters,
     stagings: staging::Active,
     /// Removals that have not come to their end.
-    removing: std::sync::Mutex<std::collections::HashSet<crate::types::ObjectId>>,
-    lock: std::sync::Mutex<Option<LockGuard>>,
+    removing: Mutex<std::collections::HashSet<crate::types::ObjectId>>,
+    lock: Mutex<Option<LockGuard>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -120,6 +122,12 @@ struct Counters {
 impl Counters {
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
     }
 }
 
@@ -146,7 +154,7 @@ impl Store {
 
     /// Whether the store was opened read-only.
     pub fn is_read_only(&self) -> bool {
-        self.inner.read_only
+        self.inner.is_read_only()
     }
 
     /// Space on the store's file system: total and free bytes.

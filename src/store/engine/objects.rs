@@ -24,6 +24,9 @@ use crate::store::format::records::{
 use crate::store::format::tables::{INDEXED_BLOCKS_MAX, Table};
 use crate::types::{ObjectId, ObjectSpec, VerifiedBlock};
 
+/// No object has more blocks.
+const BLOCKS_MAX: usize = 1 << 25;
+
 /// What is known of an object without its block list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -134,7 +137,7 @@ impl Store {
                 let end = range.end.min(entry.spec.block_count());
                 (range.start..end).filter(|i| !entry.present.get(*i)).collect()
             }
-            Err(_) => range.collect(),
+            Err(_) => range.take(BLOCKS_MAX).collect(),
         }
     }
 
@@ -262,7 +265,7 @@ impl Inner {
         block: &VerifiedBlock,
         write: impl Fn(&dyn DeviceFile, u64) -> std::io::Result<bool>,
     ) -> Result<bool, PutError> {
-        if self.read_only {
+        if self.is_read_only() {
             return Err(PutError::ReadOnly);
         }
         loop {
@@ -309,7 +312,7 @@ impl Inner {
             return Ok(());
         }
         let path = data_path(&entry.id);
-        let mode = if self.read_only { Mode::Read } else { Mode::Write };
+        let mode = if self.is_read_only() { Mode::Read } else { Mode::Write };
         let open = |slot: &mut FileSlot| -> Result<(), PutError> {
             if slot.gone || slot.handle.is_some() {
                 return Ok(());

@@ -11,6 +11,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::Cache;
@@ -92,11 +93,11 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let opening = Opening { device, path, options };
         let inner = Arc::new(opening.run()?);
-        let flusher = (opening.options.background_flush && !inner.read_only)
+        let flusher = (opening.options.background_flush && !opening.options.read_only)
             .then(|| super::flush::spawn(&inner))
             .transpose()
             .map_err(|e| classify(path, e))?;
-        Ok(Self { inner, flusher })
+        Ok(Self { inner, flusher: Mutex::new(flusher) })
     }
 
     /// Makes everything durable, records what was verified and gives the store
@@ -104,29 +105,42 @@ impl Store {
     ///
     /// # Errors
     /// [`SyncError`]; the store is then as after a crash.
-    pub fn close(mut self) -> Result<(), SyncError> {
-        self.shut()
+    pub fn close(self) -> Result<(), SyncError> {
+        self.shutdown()
     }
 
-    fn shut(&mut self) -> Result<(), SyncError> {
+    /// As [`Store::close`], for a store that others still hold. They can't write
+    /// to it any more, nor read what is not at hand; files that they have open
+    /// stay valid. Closed already: nothing happens.
+    ///
+    /// # Errors
+    /// As [`Store::close`].
+    pub fn shutdown(&self) -> Result<(), SyncError> {
         self.inner.dirty.stop();
-        if let Some(flusher) = self.flusher.take() {
+        if let Some(flusher) = locked(&self.flusher).take() {
             // A panic there was already reported.
             let _ = flusher.join();
         }
-        let Some(lock) = self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
-        else {
+        let Some(lock) = locked(&self.inner.lock).take() else {
             return Ok(());
         };
-        let done = if self.inner.read_only { Ok(()) } else { self.inner.finish() };
+        // What is being written comes to its end or fails; nothing new begins.
+        let writable = !self.inner.read_only.swap(true, Ordering::AcqRel);
+        let done = if writable { self.inner.finish() } else { Ok(()) };
+        // The next owner may open the database as soon as the lock is free.
+        self.inner.meta.close();
         drop(lock);
         done
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Err(e) = self.shut() {
+        if let Err(e) = self.shutdown() {
             tracing::warn!(store = %self.inner.path.display(), error = %e, "the store was not closed in order");
         }
     }
@@ -135,7 +149,7 @@ impl Drop for Store {
 impl Inner {
     /// The end of a session.
     fn finish(&self) -> Result<(), SyncError> {
-        self.sync()?;
+        self.flush()?;
         let mut marks = Vec::new();
         for entry in self.cache.entries() {
             let disk = entry.disk();
@@ -201,7 +215,7 @@ impl Opening<'_> {
             cache: Cache::new(self.options.object_cache, self.options.open_files),
             dirty: Dirty::new(self.options.flush),
             verify: self.options.verify,
-            read_only,
+            read_only: read_only.into(),
             epoch: session.epoch,
             counters: Counters::default(),
             stagings: staging::Active::default(),

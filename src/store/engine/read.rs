@@ -249,7 +249,7 @@ impl Inner {
             disk.seal.filter(|_| disk.complete)
         };
         let mark = self.mark(entry).filter(|mark| seal.is_some_and(|seal| mark_holds(mark, &seal)));
-        let (Some(mark), false) = (mark, self.read_only) else {
+        let (Some(mark), false) = (mark, self.is_read_only()) else {
             return Ok(());
         };
         let id = entry.id.as_bytes();

@@ -48,7 +48,7 @@ impl Store {
     /// # Errors
     /// [`SyncError`]; some may be removed.
     pub fn remove_objects(&self, ids: &[ObjectId], how: Removal) -> Result<u64, SyncError> {
-        if self.inner.read_only {
+        if self.inner.is_read_only() {
             return Err(MetaError::ReadOnly.into());
         }
         match self.inner.remove_objects(ids, how) {

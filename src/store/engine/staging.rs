@@ -91,7 +91,7 @@ impl Store {
     /// # Errors
     /// [`StageError::Busy`] if it is open already.
     pub fn stage(&self, blob: &Digest) -> Result<Staging, StageError> {
-        if self.inner.read_only {
+        if self.inner.is_read_only() {
             return Err(StageError::ReadOnly);
         }
         if !self.inner.stagings.set().insert(*blob) {
@@ -148,7 +148,7 @@ impl Staging {
     /// # Errors
     /// [`StageError`]; the stream is as long as it was.
     pub fn append(&self, stream: Stream, data: &[u8]) -> Result<u64, StageError> {
-        let mut state = self.state();
+        let mut state = self.writable()?;
         let offset = state.streams.get(&stream).map_or(0, |s| s.len);
         self.write(&mut state, stream, data, None)?;
         Ok(offset)
@@ -164,7 +164,7 @@ impl Staging {
         offset: u64,
         block: &VerifiedBlock,
     ) -> Result<(), StageError> {
-        let mut state = self.state();
+        let mut state = self.writable()?;
         let end = state.streams.get(&stream).map_or(0, |s| s.len);
         if offset != end {
             return Err(StageError::Order { stream: stream.file_name(), offset, end });
@@ -205,7 +205,7 @@ impl Staging {
         if checkpoint.len() > STATE_MAX {
             return Err(StageError::TooLarge("the state"));
         }
-        let mut state = self.state();
+        let mut state = self.writable()?;
         self.sync_streams(&mut state)?;
         let sequence = state.sequence + 1;
         let encoded = Checkpoint {
@@ -236,7 +236,7 @@ impl Staging {
     /// length than the object; nothing is changed then. With other errors some
     /// may have become objects; to call it again is right.
     pub fn promote(&self, streams: &[(Stream, ObjectSpec)]) -> Result<Vec<ObjectId>, StageError> {
-        let mut state = self.state();
+        let mut state = self.writable()?;
         let ids: Vec<ObjectId> = streams.iter().map(|(_, spec)| spec.id()).collect();
         for ((stream, spec), id) in streams.iter().zip(&ids) {
             self.check(&state, *stream, spec, id)?;
@@ -282,12 +282,19 @@ impl Staging {
     /// # Errors
     /// [`StageError`]; what is left goes with another attempt.
     pub fn discard(self) -> Result<(), StageError> {
-        self.state().streams.clear();
+        self.writable()?.streams.clear();
         self.clear()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, State>, StageError> {
+        if self.inner.is_read_only() {
+            return Err(StageError::ReadOnly);
+        }
+        Ok(self.state())
     }
 
     /// Finds the last checkpoint that holds and cuts the streams to it.

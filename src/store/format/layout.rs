@@ -30,6 +30,9 @@ pub const QUARANTINE_DIR: &str = "quarantine";
 /// Follows a data file's name: its presence bitmap.
 pub const BITS_SUFFIX: &str = ".bits";
 
+/// Follows a blob's name in the quarantine: the root of an index that lied.
+pub const ROOT_SUFFIX: &str = ".root";
+
 /// Follows the name of a file that is being replaced.
 pub const TEMP_SUFFIX: &str = ".new";
 

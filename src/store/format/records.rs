@@ -327,7 +327,7 @@ impl Role {
 /// Where the index of a blob came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IndexOrigin {
-    /// Built here from the verified blob.
+    /// Built here from the verified blob, or proved here by rebuilding its stream.
     Own,
     /// From the image's registry.
     Registry,

@@ -123,13 +123,14 @@ impl Line {
     /// Waits until so many bytes have come down.
     #[track_caller]
     pub(crate) fn wait_for(&self, down: u64, limit: Duration) {
+        assert!(self.reaches(down, limit), "{} of {down} bytes after {limit:?}", self.down());
+    }
+
+    /// Whether so many bytes have come down before the limit.
+    pub(crate) fn reaches(&self, down: u64, limit: Duration) -> bool {
         let state = self.shared.state.lock().expect("state");
-        let (state, timeout) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, |state| state.down < down)
-            .expect("state");
-        assert!(!timeout.timed_out(), "{} of {down} bytes after {limit:?}", state.down);
+        let wait = self.shared.changed.wait_timeout_while(state, limit, |state| state.down < down);
+        !wait.expect("state").1.timed_out()
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
