@@ -52,15 +52,16 @@ make_small() {
     grep -vxFf base.packages python.all >python.packages || true
 
     members base.packages >base.files
-    mkdir -p empty/dev empty/proc empty/sys empty/tmp
+    mkdir -p empty/dev empty/proc empty/run empty/sys empty/tmp
     chmod 1777 empty/tmp
     { printf '%s\n' usr usr/bin usr/sbin usr/lib etc root var
       for link in bin sbin lib lib32 lib64 libx32; do
           [ ! -L /$link ] || echo $link usr/$link | tr " " "\n"
       done
-      printf '%s\n' etc/passwd etc/group; cat base.files; } | sort -u >base.list
+      printf '%s\n' etc/passwd etc/group; cat base.files; } |
+        grep -vxE 'dev|proc|sys|tmp|run' | sort -u >base.list
     members python.packages | sort -u >python.list
-    archive base.list base.tar -C "$PWD/empty" dev proc sys tmp
+    archive base.list base.tar -C "$PWD/empty" dev proc run sys tmp
     archive python.list python.tar
 
     mkdir -p model/models
@@ -98,8 +99,9 @@ members() {
 archive() { # LIST TAR [MORE ARGUMENTS OF TAR]
     local list=$1 out=$2
     shift 2
+    # 1: a file changed meanwhile, as a directory of a running system may.
     tar -C / --blocking-factor=1 --no-recursion --numeric-owner --xattrs --xattrs-include='*' --format=posix \
-        --pax-option=delete=atime,delete=ctime --files-from="$list" -cf "$out" "$@"
+        --pax-option=delete=atime,delete=ctime --files-from="$list" -cf "$out" "$@" || [ $? = 1 ]
 }
 
 # The same image as other tools write it. A tool that is not there makes nothing.
