@@ -288,6 +288,9 @@ pub struct Status {
     pub mounts: Vec<MountInfo>,
     /// Layers on which work goes on.
     pub work: Vec<Progress>,
+    /// Where Prometheus finds its metrics, if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
 }
 
 /// How full a store is.

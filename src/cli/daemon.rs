@@ -20,6 +20,7 @@ pub(super) fn daemon(mut owner: Owner, limits: &Limits) -> Result<(), Exit> {
         let node = Node::open(owner.config.clone(), &owner.store, Role::Daemon).await?;
         let started = async {
             node.mount_tree().await?;
+            node.serve_operator().await?;
             node.serve_snapshots().await
         };
         if let Err(error) = started.await {

@@ -6,7 +6,17 @@ use super::Exit;
 use super::list::print_json;
 use super::owner::Owner;
 use crate::admin::FailureKind;
-use crate::doctor::{Settings, Status, check, collect};
+use crate::config::{Config, SwarmConfig};
+use crate::doctor::{Listener, Settings, Status, check, collect};
+
+/// Addresses that a daemon with this configuration listens on.
+fn listeners(config: &Config) -> Vec<Listener> {
+    let admin = config.admin.listen;
+    let swarm = config.swarm.is_on().then(|| config.swarm.listen.unwrap_or(SwarmConfig::LISTEN));
+    let listener = |key, udp| move |address| Listener { key, address, udp };
+    let admin = admin.map(listener("admin.listen", false));
+    admin.into_iter().chain(swarm.map(listener("swarm.listen", true))).collect()
+}
 
 /// Checks the machine against the configuration.
 pub(super) fn doctor(owner: &Owner, containerd_config: PathBuf) -> Result<(), Exit> {
@@ -18,7 +28,7 @@ pub(super) fn doctor(owner: &Owner, containerd_config: PathBuf) -> Result<(), Ex
         socket: owner.config.snapshotter.socket.clone(),
         stack_depth: owner.config.mount.stack_depth,
         containerd_config,
-        listeners: Vec::new(),
+        listeners: listeners(&owner.config),
     };
     let report = check(&settings, &collect(&settings));
     if owner.json {

@@ -155,6 +155,9 @@ fn status_text(status: &Status) -> String {
         ByteSize(store.resident_bytes),
         ByteSize(store.free_bytes)
     );
+    if let Some(metrics) = &status.metrics {
+        let _ = writeln!(text, "metrics   {metrics}");
+    }
     for (source, bytes) in &status.bytes {
         let _ = writeln!(text, "{source:<9} {}", ByteSize(*bytes));
     }

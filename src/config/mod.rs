@@ -7,6 +7,7 @@
 mod size;
 mod swarm;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -25,6 +26,7 @@ const KEYS: &[(&str, &[&str])] = &[
         &["path", "resolve_group", "no_progress_timeout", "threads", "stack_depth", "readahead"],
     ),
     ("snapshotter", &["socket"]),
+    ("admin", &["listen"]),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
     ("swarm", &["listen", "key_file", "revoked_file", "peers", "open", "lan"]),
@@ -41,6 +43,8 @@ pub struct Config {
     pub mount: MountConfig,
     /// The containerd snapshotter.
     pub snapshotter: SnapshotterConfig,
+    /// What an operator asks.
+    pub admin: AdminConfig,
     /// Registries.
     pub registry: RegistryConfig,
     /// Whom an index is believed from.
@@ -103,6 +107,15 @@ pub struct MountConfig {
 pub struct SnapshotterConfig {
     /// Where containerd finds the daemon; empty: nowhere.
     pub socket: PathBuf,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct AdminConfig {
+    /// Where `/metrics` and `/healthz` are served over HTTP; none: nowhere.
+    #[serde(deserialize_with = "address_or_nothing")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[registry]`
@@ -169,6 +182,12 @@ impl Default for SnapshotterConfig {
     }
 }
 
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 7070))) }
+    }
+}
+
 impl Default for RegistryConfig {
     fn default() -> Self {
         Self { hosts_dir: "/etc/containerd/certs.d".into(), plain_http: Vec::new(), connections: 6 }
@@ -204,6 +223,19 @@ pub enum ConfigError {
         /// The nearest key that exists.
         nearest: Option<String>,
     },
+}
+
+/// `"HOST:PORT"`, or `""` for none.
+fn address_or_nothing<'de, D>(from: D) -> Result<Option<SocketAddr>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |_| serde::de::Error::custom(format!("{text:?} is not an address and a port"));
+    text.parse().map(Some).map_err(wrong)
 }
 
 fn hint(nearest: &Option<String>) -> String {
@@ -366,7 +398,7 @@ mod tests {
         let config = parse(
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
-             [snapshotter]\nsocket='/x'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
+             [snapshotter]\nsocket='/x'\n[admin]\nlisten=''\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
              [swarm]\nlisten='127.0.0.1:7400'\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
              [limits]\nupload='50MB/s'\nbackground='1MB/s'\ndownload=0\n",
         )
@@ -393,6 +425,7 @@ mod tests {
             "[store]\nmax_size = 'many'",
             "[store]\nmin_free = '101%'",
             "store = 1",
+            "[admin]\nlisten = '7070'",
             "[swarm]\nlisten = '7400'",
             "[swarm]\npeers = ['10.1.0.2']",
             "[swarm]\nlan = ['10.1.0.0/64']",

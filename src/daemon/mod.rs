@@ -1,6 +1,7 @@
 //! The node: store, engine, images and mounts, put together.
 
 mod caretaker;
+mod operator;
 mod remote;
 mod report;
 mod service;
@@ -22,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Failure, FailureKind, SOCKET};
 use crate::blocks::{BlockReader, ReadThrough, Settings as ReadSettings};
 use crate::config::{Config, IndexOrigin, Verify};
-use crate::fetch::{Engine, Registries, RegistrySource};
+use crate::fetch::{Engine, Registries, RegistrySource, StoreServer};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
 use crate::identity::{KeyError, NodeKey};
@@ -70,6 +71,8 @@ pub struct Node {
     /// Images that containerd asks for, and whose layers are on their way.
     coming: remote::Coming,
     snapshots: Mutex<Option<Snapshots>>,
+    /// Where `/metrics` is served.
+    operator: Mutex<Option<SocketAddr>>,
     runtime: Handle,
     started: Instant,
     /// This node's name in its swarm, and where it listens.
@@ -109,6 +112,14 @@ pub enum NodeError {
     /// containerd's socket can't be had.
     #[error("snapshotter socket {0}; `[snapshotter] socket = \"\"` does without containerd")]
     SnapshotterSocket(#[from] BindError),
+    /// The operator's address can't be had.
+    #[error("admin.listen: {address}: {error}; `[admin] listen = \"\"` does without")]
+    Admin {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The snapshots' state can't be used.
     #[error("snapshots: {0}")]
     Snapshots(#[from] StartError),
@@ -157,7 +168,8 @@ impl Node {
             config.registry.connections,
             runtime.clone(),
         ));
-        let swarm = match Swarm::join(&config, role, &key, &store, &engine).await {
+        let server = StoreServer::new(Arc::clone(&store), Arc::clone(&counters));
+        let swarm = match Swarm::join(&config, role, &key, server, &engine).await {
             // Whoever only wants to see an image need not be able to read the keys.
             Err(error) if role == Role::Started => {
                 warn!("not in the swarm: {error}");
@@ -211,6 +223,7 @@ impl Node {
             socket_inode: inode(&socket),
             coming: remote::Coming::default(),
             snapshots: Mutex::default(),
+            operator: Mutex::default(),
             socket,
             runtime,
             started: Instant::now(),

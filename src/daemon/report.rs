@@ -51,6 +51,7 @@ impl Node {
             counters: all,
             mounts: self.mounts.list().iter().map(mount_info).collect(),
             work: self.work(),
+            metrics: self.operator().map(|address| format!("http://{address}/metrics")),
         }
     }
 
@@ -61,7 +62,7 @@ impl Node {
     }
 
     /// Number of the layers' objects, and bytes of them that are here.
-    fn held(&self) -> (u64, u64) {
+    pub(super) fn held(&self) -> (u64, u64) {
         let mut objects = HashSet::new();
         for (key, _) in self.store.layers().unwrap_or_default() {
             let of = self.store.layer_objects(&key).unwrap_or_default();

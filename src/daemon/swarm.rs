@@ -13,7 +13,6 @@ use crate::config::{Config, Network, PeerAddress, SwarmConfig};
 use crate::fetch::tunnel::{BindError, Endpoint, Events, Near, Settings, Target, UploadLimits};
 use crate::fetch::{Engine, StoreServer};
 use crate::identity::{Door, Membership, NodeKey, Revoked, RevokedError, SwarmKeyError, SwarmKeys};
-use crate::store::Store;
 
 /// Key files, the lists of revoked nodes and the addresses of this machine are
 /// looked at again after this long.
@@ -79,7 +78,7 @@ impl Swarm {
         config: &Config,
         role: Role,
         key: &NodeKey,
-        store: &Arc<Store>,
+        server: StoreServer,
         engine: &Engine,
     ) -> Result<Option<Self>, SwarmError> {
         let swarm = &config.swarm;
@@ -97,7 +96,7 @@ impl Swarm {
         let membership = membership(swarm, &addresses)?;
         say_who_is_trusted(swarm, &membership);
         let lan = Arc::new(Lan::new(&swarm.lan));
-        let (endpoint, events) = bind(config, role, key, membership, store, &lan)?;
+        let (endpoint, events) = bind(config, role, key, membership, Arc::new(server), &lan)?;
         info!(node = %key.peer_id(), listen = %endpoint.address(), "in the swarm");
         let endpoint = Arc::new(endpoint);
         engine.join(Arc::clone(&endpoint), events);
@@ -161,7 +160,7 @@ fn bind(
     role: Role,
     key: &NodeKey,
     membership: Membership,
-    store: &Arc<Store>,
+    server: Arc<StoreServer>,
     lan: &Arc<Lan>,
 ) -> Result<(Endpoint, Events), SwarmError> {
     let limits = &config.limits;
@@ -178,12 +177,11 @@ fn bind(
     };
     // What first passes hand on is not served yet.
     settings.features = crate::wire::Features::ZSTD;
-    let serve = || Arc::new(StoreServer::new(Arc::clone(store)));
-    match Endpoint::bind(settings.clone(), key, membership.clone(), serve()) {
+    match Endpoint::bind(settings.clone(), key, membership.clone(), Arc::clone(&server) as _) {
         Err(error @ BindError::Listen { .. }) if role == Role::Started => {
             info!("{error}; peers can be called, and can't call");
             settings.listen.set_port(0);
-            Ok(Endpoint::bind(settings, key, membership, serve())?)
+            Ok(Endpoint::bind(settings, key, membership, server)?)
         }
         bound => Ok(bound?),
     }

@@ -7,33 +7,41 @@ use tracing::warn;
 use super::tunnel::{BlockServer, Handed, Served};
 use crate::layer::root::LayerRoot;
 use crate::store::{ImageRecord, Store};
+use crate::telemetry::Counters;
 use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
 
 /// Serves blocks, block lists and roots out of a store. Every block is hashed
 /// when it is read: what went bad on the disk does not leave the node.
-pub struct StoreServer(Arc<Store>);
+pub struct StoreServer {
+    store: Arc<Store>,
+    counters: Arc<Counters>,
+}
 
 impl StoreServer {
-    /// Serves what `store` holds.
-    pub fn new(store: Arc<Store>) -> Self {
-        Self(store)
+    /// Serves what `store` holds, and counts it.
+    pub fn new(store: Arc<Store>, counters: Arc<Counters>) -> Self {
+        Self { store, counters }
     }
 }
 
 impl BlockServer for StoreServer {
     fn block(&self, _: &PeerId, object: &ObjectId, index: u32) -> Served<VerifiedBlock> {
-        if !self.0.has_block(object, index) {
+        if !self.store.has_block(object, index) {
             return Served::No;
         }
-        served(self.0.read_block(object, index), "block")
+        let block = served(self.store.read_block(object, index), "block");
+        if let Served::Yes(block) = &block {
+            self.counters.content_served.add(block.data().len() as u64);
+        }
+        block
     }
 
     fn spec(&self, _: &PeerId, object: &ObjectId) -> Served<Arc<ObjectSpec>> {
-        served(self.0.spec(object), "block list")
+        served(self.store.spec(object), "block list")
     }
 
     fn roots(&self, _: &PeerId, blob: &Digest) -> Vec<LayerRoot> {
-        let record = match self.0.blob(blob) {
+        let record = match self.store.blob(blob) {
             Ok(record) => record,
             Err(error) => {
                 warn!(%blob, "a root can't be read for a peer: {error}");
@@ -44,7 +52,7 @@ impl BlockServer for StoreServer {
     }
 
     fn document(&self, _: &PeerId, digest: &Digest) -> Served<Vec<u8>> {
-        served(self.0.document(digest), "document")
+        served(self.store.document(digest), "document")
     }
 
     fn image(&self, _: &PeerId, name: &BlockHash) -> Served<(Digest, u64)> {
@@ -53,7 +61,7 @@ impl BlockServer for StoreServer {
             let found = images.find(|(image, _)| BlockHash::of(image.as_bytes()) == *name);
             found.map(|(_, image)| (image.manifest, image.resolved_at.max(0) as u64))
         };
-        served(self.0.images().map(named), "image")
+        served(self.store.images().map(named), "image")
     }
 
     fn item(&self, _: &PeerId, _: &Digest, _: u64) -> Served<Handed> {

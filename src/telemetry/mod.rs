@@ -2,6 +2,8 @@
 
 mod counters;
 mod logging;
+mod metric;
 
-pub use counters::{Counter, Counters, Snapshot};
+pub use counters::{Counter, Counters, Readings, Snapshot};
 pub use logging::init_logging;
+pub use metric::{Definition, Kind, MEDIA_TYPE, Sample, render};

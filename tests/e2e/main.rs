@@ -14,6 +14,7 @@ mod hostile;
 mod lazy;
 mod models;
 mod nasty;
+mod operator;
 mod peers;
 mod posix;
 mod registries;

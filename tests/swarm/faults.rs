@@ -32,7 +32,7 @@ enum Fault {
 
 impl Faulty {
     fn new(store: &Arc<peersync::store::Store>, fault: Fault) -> Arc<Self> {
-        let store = StoreServer::new(Arc::clone(store));
+        let store = StoreServer::new(Arc::clone(store), Arc::default());
         Arc::new(Self { store, fault, asked: AtomicU64::new(0), reached: Notify::new() })
     }
 }

@@ -145,7 +145,9 @@ impl Node {
             }),
             ..Settings::default()
         };
-        let server = make.server.unwrap_or_else(|| Arc::new(StoreServer::new(Arc::clone(&store))));
+        let server = make.server.unwrap_or_else(|| {
+            Arc::new(StoreServer::new(Arc::clone(&store), Arc::clone(&counters)))
+        });
         let (endpoint, events) =
             Endpoint::bind(settings, &key, membership, server).expect("loopback");
         let (id, address) = (endpoint.me(), endpoint.address());

@@ -59,6 +59,8 @@ impl Peersync {
         // What the user who runs the tests has configured is not part of them.
         command.env("DOCKER_CONFIG", self.path("docker"));
         command.env("XDG_CONFIG_HOME", self.path("config"));
+        // Daemons of tests run beside one another, and beside the machine's own.
+        command.env("PEERSYNC_ADMIN_LISTEN", "127.0.0.1:0");
         command.arg("--store").arg(self.store()).args(arguments);
         command
     }
