@@ -16,7 +16,7 @@ const PEERS_MAX: usize = 1024;
 const HOST_MAX: usize = 253;
 
 /// `[swarm]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SwarmConfig {
     /// Address and port, TCP and UDP, for tunnels of peers. Without it a node
@@ -33,6 +33,22 @@ pub struct SwarmConfig {
     pub open: bool,
     /// Networks that count as this node's LAN besides those it has an address in.
     pub lan: Vec<Network>,
+    /// Whether neighbours are looked for by multicast, in a swarm with a key.
+    pub lan_multicast: bool,
+}
+
+impl Default for SwarmConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            key_file: None,
+            revoked_file: None,
+            peers: Vec::new(),
+            open: false,
+            lan: Vec::new(),
+            lan_multicast: true,
+        }
+    }
 }
 
 impl SwarmConfig {

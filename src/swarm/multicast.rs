@@ -46,6 +46,8 @@ pub struct Caller {
     pub tunnels: u16,
     /// Port of the beacons.
     pub port: u16,
+    /// The only address to call from; `None`: from every one that there is.
+    pub from: Option<Ipv4Addr>,
 }
 
 /// A node to open a tunnel to, unless there is one by now.
@@ -144,7 +146,8 @@ impl Lan {
 
     /// One beacon on each interface.
     async fn call(&mut self, asks: bool) {
-        let addresses = interfaces();
+        let mut addresses = interfaces();
+        addresses.retain(|address| self.caller.from.is_none_or(|only| only == *address));
         self.joined.retain(|address| addresses.contains(address));
         for address in addresses {
             if let Err(error) = self.call_on(address, asks).await {

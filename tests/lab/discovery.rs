@@ -76,7 +76,7 @@ fn take_part(space: &Space, caller: Caller, seen: &Seen, until: &Mutex<()>) {
 }
 
 fn caller(node: SigningKey, keys: Vec<BeaconKey>) -> Caller {
-    Caller { node, keys, tunnels: 7400, port: PORT }
+    Caller { node, keys, tunnels: 7400, port: PORT, from: None }
 }
 
 /// Every pair of a LAN, the smaller name first: it is the one that calls.

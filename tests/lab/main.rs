@@ -13,3 +13,4 @@ mod world;
 mod by_hand;
 mod discovery;
 mod itself;
+mod together;

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
 use super::Net;
-use crate::fetch::engine::Inner;
+use crate::fetch::engine::{Engine, Inner};
 use crate::fetch::tunnel::{OpenError, Target};
 
 /// First pause after a call failed; doubles up to [`PAUSE_MAX`].
@@ -15,6 +15,46 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A node that has just started waits no longer for its first calls.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Nodes that are being called because somebody named them, at a time.
+const MEETINGS_MAX: usize = 32;
+/// Nodes with tunnels beyond which nobody else is called: the scheduler knows 254,
+/// and some are to come by themselves.
+const MET_MAX: usize = 200;
+
+impl Engine {
+    /// Opens a tunnel to a node that discovery has found, unless there is one, or
+    /// it is being called. One try: whoever finds it again calls again.
+    pub fn meet(&self, target: Target) {
+        let mut state = self.inner.state();
+        let Some(net) = state.net.as_mut() else { return };
+        let connected = |id| net.peers.get(&id).is_some_and(|peer| !peer.tunnels.is_empty());
+        let busy = net.meeting.len() >= MEETINGS_MAX || net.peers.len() >= MET_MAX;
+        let me = target.peer == Some(net.endpoint.me());
+        if me || busy || target.peer.is_some_and(connected) || !net.meeting.insert(target.address) {
+            return;
+        }
+        let (endpoint, inner) = (Arc::clone(&net.endpoint), Arc::downgrade(&self.inner));
+        self.inner.handle.spawn(async move {
+            if let Err(error) = endpoint.open(target).await {
+                debug!(address = %target.address, "a node that was found: {error}");
+            }
+            let Some(inner) = inner.upgrade() else { return };
+            if let Some(net) = inner.state().net.as_mut() {
+                net.meeting.remove(&target.address);
+                net.links.notify_waiters();
+            }
+        });
+    }
+
+    /// Whoever needs peers right after the start waits so long for those that
+    /// discovery finds.
+    pub fn expect_peers(&self, time: Duration) {
+        if let Some(net) = self.inner.state().net.as_mut() {
+            net.expected = Some(Instant::now() + time);
+        }
+    }
+}
 
 /// Calls a node until it answers, and again when its last tunnel has gone, as
 /// long as there is an engine.
@@ -81,9 +121,13 @@ impl Inner {
     /// Waits until all addresses have been called once, for a node that has just
     /// started: its peers are there in a moment.
     pub(super) async fn settle(&self) {
-        let Some(links) = self.state().net.as_ref().map(|net| Arc::clone(&net.links)) else {
-            return;
+        let (links, expected) = match self.state().net.as_ref() {
+            Some(net) => (Arc::clone(&net.links), net.expected),
+            None => return,
         };
+        if let Some(until) = expected.filter(|until| *until > Instant::now()) {
+            tokio::time::sleep_until(until.into()).await;
+        }
         let all_called = async {
             loop {
                 let mut told = std::pin::pin!(links.notified());

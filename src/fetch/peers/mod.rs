@@ -61,6 +61,10 @@ pub(super) struct Net {
     changed: Arc<Notify>,
     /// Addresses that are called for the first time.
     calling: HashSet<SocketAddr>,
+    /// Addresses that are called because somebody named them.
+    meeting: HashSet<SocketAddr>,
+    /// Until when discovery is expected to find the first peers.
+    expected: Option<Instant>,
     /// Told when tunnels come and go, and when a first call has failed.
     links: Arc<Notify>,
 }
@@ -134,6 +138,8 @@ impl Engine {
             announced: HashSet::new(),
             lookups: HashMap::new(),
             calling: HashSet::new(),
+            meeting: HashSet::new(),
+            expected: None,
             changed: Arc::clone(&changed),
             links,
         };
