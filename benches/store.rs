@@ -1,14 +1,16 @@
 //! The store: opening, writing, and the checker.
 //!
-//! `cargo bench --bench store [-- open|write|fsck]`; `PEERSYNC_BENCH_DIR` says
+//! `cargo bench --bench store [-- open|write|fsck|memory]`; `PEERSYNC_BENCH_DIR` says
 //! where (a real disk, with 8 GiB free). Each comparison runs both sides in the
-//! same run, in turns, and gives the median.
+//! same run, in turns, and gives the median. Ends with the targets and whether
+//! they are met.
 
 use std::fs::{self, File, OpenOptions as FileOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,21 +26,47 @@ const VOLUME: u64 = 2 << 30;
 const ROUNDS: usize = 5;
 /// Bytes of one block.
 const BLOCK: usize = 512 << 10;
+/// Opening a store of a million blocks takes less.
+const OPEN_MAX: Duration = Duration::from_millis(200);
+/// Of plain writes, and of the slower of disk and BLAKE3.
+const SHARE_MIN: f64 = 0.8;
+/// The checker may take so much more memory for a store of ten times the blocks.
+const MEMORY_MORE: u64 = 32 * MIB;
+/// A store for a child process to check, whose memory is its own.
+const CHECK: &str = "PEERSYNC_BENCH_CHECK";
+
+/// A target: what, how much was wanted, what it came to, and whether that is met.
+type Target = (&'static str, String, String, bool);
 
 fn main() -> io::Result<()> {
+    if let Some(store) = std::env::var_os(CHECK) {
+        let report = peersync_fsck::check(Path::new(&store), &Options::default(), &Quiet);
+        assert_eq!(report.expect("checked").exit_code(), 0);
+        println!("{}", peak()?);
+        return Ok(());
+    }
     let which = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
     let wanted = |name: &str| which.as_deref().is_none_or(|which| which == name);
     let base =
         std::env::var_os("PEERSYNC_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::Builder::new().prefix("peersync-bench-").tempdir_in(base)?;
+    let mut targets = Vec::new();
     if wanted("open") {
-        open(dir.path())?;
+        targets.extend(open(dir.path())?);
     }
     if wanted("write") {
-        write(dir.path())?;
+        targets.push(write(dir.path())?);
     }
     if wanted("fsck") {
-        fsck(dir.path())?;
+        targets.extend(fsck(dir.path())?);
+    }
+    if wanted("memory") {
+        targets.push(memory(dir.path())?);
+    }
+    println!("\n| target | wanted | measured | |\n|---|---|---|---|");
+    for (what, wanted, measured, met) in targets {
+        let met = if met { "met" } else { "**missed**" };
+        println!("| {what} | {wanted} | {measured} | {met} |");
     }
     Ok(())
 }
@@ -64,24 +92,10 @@ fn speed(bytes: u64, time: Duration) -> f64 {
 
 /// A store that knows a million blocks: after an orderly close and after a
 /// crash, with nothing of it in the page cache.
-fn open(dir: &Path) -> io::Result<()> {
-    const OBJECTS: u32 = 500;
-    const BLOCKS: u32 = 2000;
+fn open(dir: &Path) -> io::Result<Vec<Target>> {
     let path = dir.join("open");
-    let store = Store::open(&path, options()).expect("a new store");
-    let block = |object: u32, index: u32| {
-        let name = (u64::from(object) << 32 | u64::from(index)).to_le_bytes();
-        (BlockHash::of(&name), 1 << 20)
-    };
-    let (time, ()) = timed(|| {
-        for object in 0..OBJECTS {
-            let blocks = (0..BLOCKS).map(|index| block(object, index));
-            let spec = ObjectSpec::new(1 << 20, blocks).expect("valid");
-            store.add_object(&spec).expect("added");
-        }
-        store.sync().expect("synced");
-    });
-    println!("adding {} blocks in {OBJECTS} objects   {time:.2?}", OBJECTS * BLOCKS);
+    let (time, store) = timed(|| known(&path, 500));
+    println!("adding {} blocks in 500 objects   {time:.2?}", 500 * BLOCKS);
     println!("the database takes {} MiB", fs::metadata(path.join("meta"))?.len() / MIB);
     // What a crash leaves: the files as they are now.
     let crashed = dir.join("crashed");
@@ -94,6 +108,7 @@ fn open(dir: &Path) -> io::Result<()> {
     }
     File::open(crashed.join("meta"))?.sync_all()?;
     store.close().expect("closed");
+    let mut targets = Vec::new();
     for (what, path) in [("closed in order", &path), ("after a crash", &crashed)] {
         let mut cold = Vec::new();
         for round in 0..ROUNDS {
@@ -109,14 +124,61 @@ fn open(dir: &Path) -> io::Result<()> {
             cold.push(time);
             store.close().expect("closed");
         }
-        println!("opening, {what:<18} {:.1?} (cold cache)", median(cold));
+        let cold = median(cold);
+        println!("opening, {what:<18} {cold:.1?} (cold cache)");
+        let name = match what {
+            "after a crash" => "opening 1 million blocks after a crash",
+            _ => "opening 1 million blocks",
+        };
+        targets.push((name, "< 200 ms".into(), format!("{cold:.1?}"), cold < OPEN_MAX));
     }
     fs::remove_dir_all(&path)?;
-    fs::remove_dir_all(&crashed)
+    fs::remove_dir_all(&crashed)?;
+    Ok(targets)
+}
+
+/// Blocks of one object in [`known`].
+const BLOCKS: u32 = 2000;
+
+/// A store that knows so many objects, and has nothing of them.
+fn known(path: &Path, objects: u32) -> Store {
+    let store = Store::open(path, options()).expect("a new store");
+    let block = |object: u32, index: u32| {
+        let name = (u64::from(object) << 32 | u64::from(index)).to_le_bytes();
+        (BlockHash::of(&name), 1 << 20)
+    };
+    for object in 0..objects {
+        let blocks = (0..BLOCKS).map(|index| block(object, index));
+        let spec = ObjectSpec::new(1 << 20, blocks).expect("valid");
+        store.add_object(&spec).expect("added");
+    }
+    store.sync().expect("synced");
+    store
+}
+
+/// What the checker takes for 100 thousand blocks and for a million.
+fn memory(dir: &Path) -> io::Result<Target> {
+    let mut peaks = Vec::new();
+    for objects in [50, 500] {
+        let path = dir.join("known");
+        known(&path, objects).close().expect("closed");
+        let child = Command::new(std::env::current_exe()?).env(CHECK, &path).output()?;
+        let said = String::from_utf8_lossy(&child.stdout);
+        let peak: u64 = said.trim().parse().map_err(|_| {
+            io::Error::other(format!("{said}{}", String::from_utf8_lossy(&child.stderr)))
+        })?;
+        println!("checking {:>7} blocks: {} MiB at its height", objects * BLOCKS, peak / MIB);
+        peaks.push(peak);
+        fs::remove_dir_all(&path)?;
+    }
+    let more = peaks[1].saturating_sub(peaks[0]);
+    let measured = format!("{} MiB more", more / MIB);
+    let what = "memory of fsck for ten times the blocks";
+    Ok((what, "< 32 MiB more".into(), measured, more < MEMORY_MORE))
 }
 
 /// Blocks of 512 KiB, hashed beforehand: what the store adds to writing files.
-fn write(dir: &Path) -> io::Result<()> {
+fn write(dir: &Path) -> io::Result<Target> {
     let objects = objects();
     let (mut plain, mut stored) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -131,8 +193,14 @@ fn write(dir: &Path) -> io::Result<()> {
     let (plain, stored) = (median(plain), median(stored));
     println!("plain files      {:8.0} MiB/s (synced at the end)", speed(VOLUME, plain));
     println!("blocks stored    {:8.0} MiB/s (closed in order)", speed(VOLUME, stored));
-    println!("ratio            {:8.2}", plain.as_secs_f64() / stored.as_secs_f64());
-    Ok(())
+    let share = plain.as_secs_f64() / stored.as_secs_f64();
+    println!("ratio            {share:8.2}");
+    Ok((
+        "storing blocks, of plain writes",
+        ">= 0.8".into(),
+        format!("{share:.2}"),
+        share >= SHARE_MIN,
+    ))
 }
 
 /// Eight objects of 256 MiB, whose blocks are all different.
@@ -173,11 +241,12 @@ fn store_blocks(dir: &Path, objects: &[Vec<VerifiedBlock>]) {
 }
 
 /// The checker against the disk and against BLAKE3, each on all cores.
-fn fsck(dir: &Path) -> io::Result<()> {
+fn fsck(dir: &Path) -> io::Result<Vec<Target>> {
     let path = dir.join("fsck");
     store_blocks(&path, &objects());
     let files = data_files(&path)?;
     let jobs = Options::default().jobs;
+    let mut targets = Vec::new();
     for cold in [true, false] {
         let (mut disk, mut check) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
@@ -199,10 +268,16 @@ fn fsck(dir: &Path) -> io::Result<()> {
         println!("  BLAKE3 (cached)  {:8.0} MiB/s", speed(VOLUME, hash));
         println!("  peersync-fsck    {:8.0} MiB/s", speed(VOLUME, check));
         let best = if cold { disk.max(hash) } else { hash };
-        println!("  ratio            {:8.2}", best.as_secs_f64() / check.as_secs_f64());
+        let share = best.as_secs_f64() / check.as_secs_f64();
+        println!("  ratio            {share:8.2}");
+        let what = match cold {
+            true => "fsck from the disk, of min(disk, BLAKE3)",
+            false => "fsck from memory, of BLAKE3",
+        };
+        targets.push((what, ">= 0.8".into(), format!("{share:.2}"), share >= SHARE_MIN));
     }
-    println!("resident memory at its height: {} MiB (all of this benchmark)", peak()? / MIB);
-    Ok(())
+    fs::remove_dir_all(&path)?;
+    Ok(targets)
 }
 
 fn data_files(store: &Path) -> io::Result<Vec<PathBuf>> {

@@ -153,8 +153,16 @@ impl Node {
         let socket = path.join(SOCKET);
         // The lock is ours: a socket that is left is nobody's.
         let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)
-            .map_err(|error| NodeError::Socket { path: socket.clone(), error })?;
+        let listener = match UnixListener::bind(&socket) {
+            // A daemon's mount is of use all the same; nobody could ask another.
+            Err(error) if store.is_read_only() && role == Role::Daemon => {
+                warn!("commands can't reach this process: {}: {error}", socket.display());
+                None
+            }
+            bound => {
+                Some(bound.map_err(|error| NodeError::Socket { path: socket.clone(), error })?)
+            }
+        };
         let counters = Arc::new(Counters::default());
         let runtime = Handle::current();
         let repositories = Repositories::new(Arc::clone(&store), registry_settings(&config));
@@ -217,7 +225,7 @@ impl Node {
             counters,
             clients: AtomicUsize::new(0),
             clients_changed: Notify::new(),
-            listener: Mutex::new(Some(listener)),
+            listener: Mutex::new(listener),
             signals: Mutex::new(Some(signals)),
             caretaker: Mutex::default(),
             socket_inode: inode(&socket),
@@ -273,6 +281,10 @@ impl Node {
             info!("containerd is not served: that needs root");
             return Ok(());
         }
+        if self.store.is_read_only() {
+            error!("containerd is not served: the store is read-only");
+            return Ok(());
+        }
         let by_default = path == Config::default().snapshotter.socket;
         let root = self.store.path().join("snapshotter");
         let layers = Arc::new(remote::NodeLayers(Arc::downgrade(self)));
@@ -309,9 +321,14 @@ impl Node {
     pub async fn run(self: &Arc<Self>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(listener), Some(signals)) = (listener, signals) else { return };
+        let Some(signals) = signals else { return };
         self.take_care();
-        let serving = admin::serve(listener, Arc::clone(self) as Arc<dyn admin::Service>);
+        let serving = async {
+            match listener {
+                Some(listener) => admin::serve(listener, Arc::clone(self) as _).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             result = serving => if let Err(error) = result {
                 error!("control socket: {error}");

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::account::{Source, Sources};
 use super::engine::{FetchError, Inner};
@@ -25,6 +25,7 @@ use super::schedule::{
     Action, BlockKey, Event, Failure, Home, InterestId, Refusal, RequestId, Scheduler, Time,
 };
 use super::source::{BlockSink, SourceError};
+use crate::store::PutError;
 use crate::types::{Digest, VerifiedBlock};
 
 /// A run that nobody wants any more and that brings bytes stops by itself, so
@@ -222,8 +223,19 @@ impl Inner {
     /// Stores a block. A full disk is no reason to fail the reader.
     fn keep(&self, key: BlockKey, block: &VerifiedBlock) {
         let BlockKey { object, index } = key;
-        if let Err(error) = self.store.put_block(&object, index, block) {
-            warn!(%object, index, "block not kept: {error}");
+        match self.store.put_block(&object, index, block) {
+            Ok(_) => {
+                if self.full.swap(false, Ordering::Relaxed) {
+                    info!("there is room in the store again");
+                }
+            }
+            // Said once: every block that comes finds it so.
+            Err(PutError::Full) => {
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    warn!("the disk is full: what comes is given to its readers and not kept");
+                }
+            }
+            Err(error) => warn!(%object, index, "block not kept: {error}"),
         }
     }
 

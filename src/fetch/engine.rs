@@ -2,7 +2,7 @@
 //! asks waits; the rest is in `driver`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,8 @@ pub(super) struct Inner {
     pub(super) wake: Arc<Notify>,
     searches: Semaphore,
     next_interest: AtomicU64,
+    /// The last block that came found no room.
+    pub(super) full: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -158,6 +160,7 @@ impl Engine {
             wake: Arc::default(),
             searches: Semaphore::new(SEARCHES),
             next_interest: AtomicU64::new(1),
+            full: AtomicBool::new(false),
         };
         let inner = Arc::new(inner);
         inner.handle.spawn(keep_time(Arc::downgrade(&inner), Arc::clone(&inner.wake)));

@@ -23,6 +23,9 @@ pub fn init_logging(verbosity: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log on a full disk must not take the node with it: what the library says of
+        // that goes to `eprintln!`, which panics.
+        .log_internal_errors(false)
         .with_target(false);
     // The journal stamps its lines itself.
     let _ = if journal { log.without_time().try_init() } else { log.try_init() };

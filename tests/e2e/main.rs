@@ -10,6 +10,7 @@ mod commands;
 mod compare;
 mod crash;
 mod daemon;
+mod disk;
 mod hostile;
 mod lazy;
 mod models;

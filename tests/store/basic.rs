@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileExt;
 
 use peersync::store::{
-    BlobRecord, ImageRecord, IndexOrigin, LayerKey, MetaError, NewLayer, PutError, Removal, Role,
-    SlotOwner, Store, Stream,
+    BlobRecord, ImageRecord, IndexOrigin, LayerKey, MetaError, NewLayer, OpenOptions, PutError,
+    Removal, Role, SlotOwner, Store, Stream, VerifyPolicy,
 };
 use peersync::types::{BlockHash, Digest, ObjectId};
 
@@ -119,6 +119,43 @@ fn a_bad_block_is_dropped_counted_and_can_be_stored_again() {
     assert_eq!(read_all(&store, &content).unwrap(), content.data);
     drop(store);
     assert!(open(dir.path()).is_complete(&id));
+}
+
+/// What a block is hashed for, by policy: a bit that rots before the store is
+/// opened, and one that rots after the first read.
+#[test]
+fn blocks_are_hashed_as_often_as_the_policy_says() {
+    for (policy, found_at_once, found_later) in [
+        (VerifyPolicy::Always, true, true),
+        (VerifyPolicy::FirstRead, true, false),
+        (VerifyPolicy::Never, false, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = Content::random(3, 4096, 10_000);
+        let store = open(dir.path());
+        content.put_all(&store);
+        store.close().unwrap();
+        let name = content.spec.id().to_string();
+        let path = dir.path().join("objects").join(&name[..2]).join(&name);
+        let rot = |at: u64| {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[!content.data[at as usize]], at).unwrap();
+        };
+        rot(5000);
+        let store = Store::open(dir.path(), OpenOptions { verify: policy, ..options() }).unwrap();
+        let read = |index: u32| {
+            let block = content.spec.block(index).unwrap();
+            let mut bytes = Vec::new();
+            let (offset, len) = (block.offset, block.len as usize);
+            store.read_at(&content.spec.id(), offset, len, &mut bytes).unwrap()
+        };
+        assert_eq!(read(1), !found_at_once, "{policy:?}");
+        assert!(read(0) && read(2), "{policy:?}");
+        rot(9000);
+        assert_eq!(read(2), !found_later, "{policy:?}");
+        let found = u64::from(found_at_once) + u64::from(found_later);
+        assert_eq!(store.stats().bad_blocks, found, "{policy:?}");
+    }
 }
 
 #[test]

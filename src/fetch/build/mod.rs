@@ -157,9 +157,10 @@ impl FirstPass {
             (_, Err(StageFailure::Stream(reason)), _) | (.., Err(StageFailure::Stream(reason))) => {
                 Err(PassError::Corrupt { layer: layer.digest, reason })
             }
-            (_, Err(StageFailure::Other(error)), _) | (.., Err(StageFailure::Other(error))) => {
-                Err(error)
-            }
+            // A decoder that nobody takes from any more is no reason.
+            (_, Err(StageFailure::Other(PassError::Closed)), Err(StageFailure::Other(error)))
+            | (_, Err(StageFailure::Other(error)), _)
+            | (.., Err(StageFailure::Other(error))) => Err(error),
             (Ok(()), Ok(decoded), Ok(built)) => Ok((decoded, built)),
         };
         let staging = Arc::try_unwrap(staging).map_err(|_| PassError::Closed)?;
