@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use super::examples::with_examples;
 use crate::config::ByteRate;
 use crate::mount::IndexMode;
 
 /// Use container images and model weights before they are downloaded.
 #[derive(Parser)]
-#[command(name = "peersync", version, about, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
+#[command(name = "peersync", version, about, long_about = LONG_ABOUT)]
 pub(super) struct Args {
     /// Directory of the block store.
     ///
@@ -41,24 +42,6 @@ hashes, and keep them in a local store.
 An image is named as Docker names it (alpine, ghcr.io/owner/name:tag, host:5000/name@sha256:...), \
 or is a tag in an OCI layout directory: oci:DIR[:tag].";
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  failed
-  2  the command line or the configuration is wrong
-  3  no such image, tag or layer
-  4  the registry asks for credentials or refuses them
-  5  the registry can't be reached
-  6  what came is not what its digest or format says
-
-Examples:
-  peersync mount docker.io/library/debian:12 /mnt/debian
-  ls /mnt/debian/etc
-  peersync umount /mnt/debian
-
-  peersync --store /tmp/s mount oci:./layout:v1 /mnt/x
-  peersync index push registry.example/team/app:1   # lazy for everybody from now on";
-
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Mount an image as a directory.
@@ -70,6 +53,9 @@ pub(super) enum Command {
     /// also when the pass is interrupted.
     Mount(Mount),
     /// Take a mount away.
+    ///
+    /// Fails while somebody uses it. The process that served it ends with its last
+    /// mount; what was fetched stays in the store.
     Umount {
         /// The mount point.
         dir: PathBuf,
@@ -78,6 +64,10 @@ pub(super) enum Command {
         lazy: bool,
     },
     /// Fetch all of an image into the store.
+    ///
+    /// Every block is verified; what is here already, under whatever name, is not
+    /// fetched. Tells at the end how many bytes came from where. An interrupted pull
+    /// goes on where it was.
     Pull {
         /// The image.
         image: String,
@@ -86,12 +76,21 @@ pub(super) enum Command {
         plain_http: bool,
     },
     /// List the images that the store knows.
+    ///
+    /// With its manifest, its layers, and how much of their content is here.
     Images,
     /// List the layers that the store knows, and how much of each is here.
+    ///
+    /// Says for each where its index came from, and whether a registry can be asked
+    /// for a part of it: a layer that is one zstd frame is one stream.
     Layers,
     /// List the peers that there are tunnels to: where, how fast, bytes each way.
     Peers,
     /// Show what the store holds, what is mounted and where bytes came from.
+    ///
+    /// Bytes are counted since the store's owner started: from registries (as on the
+    /// line), from peers in the LAN and elsewhere, and what was here under another
+    /// name. A daemon gives the same to Prometheus: see `metrics` in the output.
     Status,
     /// Build, publish and show layer indexes.
     #[command(subcommand)]
@@ -117,6 +116,9 @@ pub(super) enum Command {
     #[command(hide = true)]
     Serve,
     /// Write a completion script for a shell to standard output.
+    ///
+    /// Put it where the shell looks for completions; a new shell then knows all
+    /// commands and options.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -218,9 +220,23 @@ pub(super) enum MountOption {
     Nodev,
 }
 
-/// Writes a completion script to standard output.
+/// What can be said, and how each command's `--help` ends.
+pub(super) fn command() -> clap::Command {
+    with_examples(Args::command())
+}
+
+impl Args {
+    /// What this process was started with; ends it where that makes no sense.
+    pub(super) fn of_process() -> Self {
+        let mut command = command();
+        let matches = command.get_matches_mut();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// Writes a completion script for a shell to standard output.
 pub(super) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "peersync", &mut std::io::stdout());
+    clap_complete::generate(shell, &mut command(), "peersync", &mut std::io::stdout());
 }
 
 #[cfg(test)]
@@ -229,6 +245,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Args::command().debug_assert();
+        command().debug_assert();
     }
 }

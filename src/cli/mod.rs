@@ -3,6 +3,7 @@
 mod args;
 mod daemon;
 mod doctor;
+mod examples;
 mod exit;
 mod list;
 mod mount;
@@ -11,8 +12,6 @@ mod progress;
 mod pull;
 mod swarm_key;
 
-use clap::Parser;
-
 pub use exit::Exit;
 
 use args::{Args, Command, IndexCommand};
@@ -20,7 +19,7 @@ use owner::Owner;
 
 /// Runs the command that the process was started with and gives its exit code.
 pub fn main() -> std::process::ExitCode {
-    let args = Args::parse();
+    let args = Args::of_process();
     let json = args.json;
     match run(args) {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use crate::harness::peersync::{Daemon, Mount, Peersync, failure, is_mounted};
 use crate::harness::registry::Registry;
-use crate::harness::{lab_images, needs_mounts, output, wait_until};
+use crate::harness::{Running, lab_images, needs_mounts, output, wait_until};
 
 /// Status and body of an answer.
 fn get(address: &str, path: &str) -> (u16, String) {
@@ -91,6 +92,37 @@ fn a_daemon_tells_its_figures_and_how_it_is() {
     });
     assert!(get(address, "/healthz").1.contains("nothing is mounted"));
     assert_eq!(daemon.stop(), Some(0));
+}
+
+/// What the daemon says to systemd: ready when all answers, and when it ends.
+#[test]
+fn systemd_is_told_when_the_daemon_is_ready_and_when_it_ends() {
+    needs_mounts!();
+    let peersync = Peersync::new();
+    let mount = Mount::watch(&peersync.mount_point());
+    let place = tempfile::tempdir().expect("directory");
+    let (notify, plugin) = (place.path().join("notify"), place.path().join("run/plugin.sock"));
+    let socket = UnixDatagram::bind(&notify).expect("socket");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("timeout");
+    let said = || {
+        let mut buffer = [0; 4096];
+        let len = socket.recv(&mut buffer).expect("a word");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let mut command = peersync.command(&["daemon"]);
+    command.env("NOTIFY_SOCKET", &notify).env("PEERSYNC_MOUNT_PATH", &mount.path);
+    command.env("PEERSYNC_SNAPSHOTTER_SOCKET", &plugin);
+    let mut daemon = Running::start(&mut command);
+    assert!(said().contains("READY=1"));
+    // What containers need is there at that moment, not soon after.
+    assert!(is_mounted(&mount.path));
+    let root = nix::unistd::geteuid().is_root();
+    assert!(!root || UnixStream::connect(&plugin).is_ok(), "containerd can connect");
+    let pid = nix::unistd::Pid::from_raw(daemon.id());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signal");
+    assert!(said().contains("STOPPING=1"));
+    let status = daemon.wait(Duration::from_secs(60)).expect("it ends");
+    assert!(status.success() && !is_mounted(&mount.path));
 }
 
 #[test]
