@@ -22,6 +22,8 @@ pub mod daemon;
 #[cfg(feature = "node")]
 pub mod doctor;
 #[cfg(feature = "node")]
+pub mod eviction;
+#[cfg(feature = "node")]
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;

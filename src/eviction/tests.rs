@@ -1,0 +1,143 @@
+//! The plan's properties, on random inventories.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::plan::{Item, Verdict, View, plan};
+use super::*;
+use crate::types::{ObjectId, PeerId};
+
+const NOW: Duration = Duration::from_secs(1000);
+const PEERS: usize = 5;
+
+fn member(n: u8) -> Member {
+    Member { id: PeerId(*blake3::hash(&[n]).as_bytes()), capacity: 1 << 30 }
+}
+
+fn id(n: u32) -> ObjectId {
+    ObjectId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes())
+}
+
+/// An item and how the promises for it stand: 0 nothing, 1 asked, 2 promised to
+/// me, 3 promised by me, 4 refused.
+fn items() -> impl Strategy<Value = Vec<(Item, u8)>> {
+    let item = (1u64..1000, any::<bool>(), 0u32..200_000, 0f32..50.0, 0u8..12, 0usize..32, 0u32..3);
+    let of =
+        |(bytes, whole, idle, uses, kept, lan, remote): (u64, bool, u32, f32, u8, usize, u32)| {
+            let lan: Vec<usize> = (0..PEERS).filter(|n| lan >> n & 1 == 1).collect();
+            let lan = PeerSet::of(&lan);
+            let (pinned, in_use) = (kept == 0, kept == 1);
+            Item { bytes, whole, idle, uses, pinned, in_use, lan, remote, ..Item::new(id(0)) }
+        };
+    prop::collection::vec((item.prop_map(of), 0u8..5), 0..60).prop_map(|mut items| {
+        items.iter_mut().zip(0..).for_each(|((item, _), n)| item.id = id(n));
+        items
+    })
+}
+
+fn ledger(items: &[(Item, u8)], me: &Member, peers: &[Member]) -> Ledger {
+    let mut ledger = Ledger::new(Duration::ZERO, true);
+    for (item, state) in items {
+        let Some(of) = keeper(peers, item.lan, &item.id).map(|n| peers[n]) else { continue };
+        if *state == 3 {
+            ledger.give(&item.id, me, &of, item.whole, NOW);
+        } else if *state > 0 {
+            let number = ledger.ask(item.id, of.id, NOW).expect("asked once");
+            if *state != 1 {
+                ledger.answered(&item.id, &of.id, number, *state == 2, NOW);
+            }
+        }
+    }
+    ledger
+}
+
+proptest! {
+    #[test]
+    fn a_plan_keeps_the_rules(items in items(), hard in 0u64..30_000) {
+        let me = member(200);
+        let peers: Vec<_> = (0..PEERS as u8).map(member).collect();
+        let ledger = ledger(&items, &me, &peers);
+        let inventory: Vec<Item> = items.iter().map(|(item, _)| *item).collect();
+        let occupied: u64 = inventory.iter().map(|item| item.bytes).sum();
+        let budget = Budget::with_hard(hard);
+        let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+        let plan = plan(&inventory, occupied, &view, &budget, NOW);
+
+        prop_assert_eq!(plan.verdicts.len(), inventory.len());
+        let freed: u64 = plan.drop.iter().map(|drop| inventory[drop.item].bytes).sum();
+        prop_assert_eq!(freed, plan.frees);
+        let worst = plan.drop.iter().map(|drop| drop.class).max();
+        for drop in &plan.drop {
+            let item = &inventory[drop.item];
+            prop_assert_eq!(plan.verdicts[drop.item], Verdict::Goes(drop.class));
+            prop_assert!(!ledger.binds(&item.id, item.whole, NOW), "a promise is kept");
+            if drop.class <= Class::Handed {
+                prop_assert!(ledger.may_drop(&item.id, item.whole, NOW), "only on a promise");
+                prop_assert!(!item.pinned && !item.in_use);
+            }
+        }
+        // What is left behind for no reason, as a less extreme class would have done.
+        for (verdict, item) in plan.verdicts.iter().zip(&inventory) {
+            if let (Verdict::Stays(class), Some(worst)) = (verdict, worst) {
+                prop_assert!(*class >= worst, "{class:?} stays and {worst:?} goes: {item:?}");
+            }
+        }
+        // No more than needed: without the last of the worst class it was too much.
+        if let Some(last) = plan.drop.iter().rev().find(|drop| drop.class >= Class::LastLocal) {
+            let mark = if last.class >= Class::Pinned { budget.hard } else { budget.soft };
+            let left = occupied - plan.frees - plan.waits_for.min(occupied - plan.frees);
+            prop_assert!(left + inventory[last.item].bytes > mark);
+            prop_assert_eq!(plan.pressure, Pressure::Hard);
+        }
+        prop_assert!(plan.pressure == Pressure::Hard || worst.is_none_or(|c| c == Class::Spare));
+        // Either the hard mark is met, or what is left may not go now.
+        let left = occupied - plan.frees;
+        prop_assert!(left <= budget.hard + plan.waits_for + plan.short);
+        if plan.short > 0 {
+            let stays = |v: &Verdict| !matches!(v, Verdict::Stays(_) | Verdict::Keeper);
+            prop_assert!(plan.verdicts.iter().all(stays), "{:?}", plan.verdicts);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_not_a_copy(remote in 0u32..2) {
+        let (me, peers) = (member(200), [member(0)]);
+        let item = Item { bytes: 100, lan: PeerSet::of(&[0]), remote, ..Item::new(id(1)) };
+        let items = [(item, 4)];
+        let ledger = ledger(&items, &me, &peers);
+        let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+        let soft = plan(&[item], 100, &view, &Budget { low: 0, soft: 50, hard: 100 }, NOW);
+        prop_assert!(soft.drop.is_empty() && soft.ask.is_empty());
+        let hard = plan(&[item], 100, &view, &Budget { low: 0, soft: 0, hard: 0 }, NOW);
+        let class = if remote > 0 { Class::LastLocal } else { Class::LastKnown };
+        prop_assert_eq!(hard.verdicts, vec![Verdict::Goes(class)]);
+    }
+}
+
+#[test]
+fn a_spare_copy_that_nobody_uses_goes_without_pressure() {
+    let (me, peers) = (member(200), [member(0)]);
+    let n = (0..).find(|n| outranks(&peers[0], &me, &id(*n))).expect("some");
+    let of = |idle| Item { bytes: 100, idle, lan: PeerSet::of(&[0]), ..Item::new(id(n)) };
+    let weights = Weights { spare_after: 1000, ..Weights::default() };
+    let item = of(1000);
+    let ledger = ledger(&[(item, 2)], &me, &peers);
+    let view = View { me, peers: &peers, ledger: &ledger, weights };
+    let roomy = Budget::with_hard(1 << 30);
+    assert_eq!(plan(&[item], 100, &view, &roomy, NOW).verdicts, [Verdict::Goes(Class::Spare)]);
+    assert!(plan(&[of(999)], 100, &view, &roomy, NOW).drop.is_empty());
+}
+
+#[test]
+fn the_least_valuable_goes_first_and_a_lone_node_keeps_what_it_uses() {
+    let me = member(200);
+    let ledger = Ledger::new(Duration::ZERO, true);
+    let view = View { me, peers: &[], ledger: &ledger, weights: Weights::default() };
+    let items: Vec<_> =
+        (0..10).map(|n| Item { bytes: 100, idle: n * 500, ..Item::new(id(n)) }).collect();
+    let plan = plan(&items, 1000, &view, &Budget::with_hard(900), NOW);
+    let gone: Vec<_> = plan.drop.iter().map(|drop| drop.item).collect();
+    assert_eq!(gone, [9, 8], "from 1000 over the hard mark to the soft one, 810");
+    assert_eq!(plan.verdicts[0].to_string(), "stays: the last copy that is known of");
+}
