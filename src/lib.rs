@@ -32,6 +32,8 @@ pub mod fuse;
 #[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
+pub mod mirror;
+#[cfg(feature = "node")]
 pub mod mount;
 #[cfg(feature = "node")]
 pub mod oci;

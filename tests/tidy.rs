@@ -101,6 +101,8 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("blocks/readahead", IO),
     ("store/format", IO),
     ("oci/reference", IO),
+    ("mirror/request", IO),
+    ("mirror/range", IO),
     ("fs", FUSE_NET_CLOCK),
 ];
 

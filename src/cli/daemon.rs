@@ -21,7 +21,8 @@ pub(super) fn daemon(mut owner: Owner, limits: &Limits) -> Result<(), Exit> {
         let started = async {
             node.mount_tree().await?;
             node.serve_operator().await?;
-            node.serve_snapshots().await
+            node.serve_snapshots().await?;
+            node.serve_mirror().await
         };
         if let Err(error) = started.await {
             node.close().await;

@@ -15,7 +15,8 @@ fn listeners(config: &Config) -> Vec<Listener> {
     let swarm = config.swarm.is_on().then(|| config.swarm.listen.unwrap_or(SwarmConfig::LISTEN));
     let listener = |key, udp| move |address| Listener { key, address, udp };
     let admin = admin.map(listener("admin.listen", false));
-    admin.into_iter().chain(swarm.map(listener("swarm.listen", true))).collect()
+    let mirror = config.mirror.listen.map(listener("mirror.listen", false));
+    admin.into_iter().chain(mirror).chain(swarm.map(listener("swarm.listen", true))).collect()
 }
 
 /// Checks the machine against the configuration.

@@ -4,6 +4,7 @@
 //! that name the nearest right one, and `PEERSYNC_<SECTION>_<KEY>` overrides
 //! the file.
 
+mod mirror;
 mod size;
 mod swarm;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use mirror::{Logins, MirrorConfig};
 pub use size::{ByteSize, Share};
 pub use swarm::{ByteRate, LimitsConfig, Network, PeerAddress, SwarmConfig};
 
@@ -27,6 +29,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ),
     ("snapshotter", &["socket"]),
     ("admin", &["listen"]),
+    ("mirror", &["listen", "upstream", "registries", "logins"]),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
     ("swarm", &["listen", "key_file", "revoked_file", "peers", "open", "lan"]),
@@ -45,6 +48,8 @@ pub struct Config {
     pub snapshotter: SnapshotterConfig,
     /// What an operator asks.
     pub admin: AdminConfig,
+    /// The registry mirror.
+    pub mirror: MirrorConfig,
     /// Registries.
     pub registry: RegistryConfig,
     /// Whom an index is believed from.
@@ -306,6 +311,7 @@ impl Config {
         bound("mount.threads", self.mount.threads as u64, 1..=64)?;
         bound("mount.stack_depth", u64::from(self.mount.stack_depth), 0..=1)?;
         bound("registry.connections", self.registry.connections as u64, 2..=64)?;
+        self.mirror.check()?;
         self.swarm.check()
     }
 
@@ -398,7 +404,7 @@ mod tests {
         let config = parse(
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
-             [snapshotter]\nsocket='/x'\n[admin]\nlisten=''\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
+             [snapshotter]\nsocket='/x'\n[admin]\nlisten=''\n[mirror]\nlisten='127.0.0.1:1'\nupstream='a.b'\nregistries=['c.d:1']\nlogins='node'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
              [swarm]\nlisten='127.0.0.1:7400'\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
              [limits]\nupload='50MB/s'\nbackground='1MB/s'\ndownload=0\n",
         )
@@ -426,6 +432,9 @@ mod tests {
             "[store]\nmin_free = '101%'",
             "store = 1",
             "[admin]\nlisten = '7070'",
+            "[mirror]\nlisten = '5005'",
+            "[mirror]\nupstream = 'https://docker.io'",
+            "[mirror]\nlogins = 'all'",
             "[swarm]\nlisten = '7400'",
             "[swarm]\npeers = ['10.1.0.2']",
             "[swarm]\nlan = ['10.1.0.0/64']",

@@ -1,6 +1,7 @@
 //! The node: store, engine, images and mounts, put together.
 
 mod caretaker;
+mod mirror;
 mod operator;
 mod remote;
 mod report;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ed25519_dalek::SigningKey;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
@@ -23,7 +25,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Failure, FailureKind, SOCKET};
 use crate::blocks::{BlockReader, ReadThrough, Settings as ReadSettings};
 use crate::config::{Config, IndexOrigin, Verify};
-use crate::fetch::{Engine, Registries, RegistrySource, StoreServer};
+use crate::fetch::{Engine, Names, Registries, RegistrySource, StoreServer};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
 use crate::identity::{KeyError, NodeKey};
@@ -73,6 +75,11 @@ pub struct Node {
     snapshots: Mutex<Option<Snapshots>>,
     /// Where `/metrics` is served.
     operator: Mutex<Option<SocketAddr>>,
+    mirror: Mutex<Option<mirror::Serving>>,
+    /// What the mirror knows of tags, for peers.
+    names: Arc<Names>,
+    /// Signs the indexes that are built here.
+    key: SigningKey,
     runtime: Handle,
     started: Instant,
     /// This node's name in its swarm, and where it listens.
@@ -116,6 +123,14 @@ pub enum NodeError {
     #[error("admin.listen: {address}: {error}; `[admin] listen = \"\"` does without")]
     Admin {
         /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The mirror's address can't be had.
+    #[error("mirror.listen: {address}: {error}; `[mirror] listen = \"\"` does without")]
+    Mirror {
+        /// Which.
         address: SocketAddr,
         /// What the system said.
         error: std::io::Error,
@@ -176,7 +191,9 @@ impl Node {
             config.registry.connections,
             runtime.clone(),
         ));
+        let names = Arc::<Names>::default();
         let server = StoreServer::new(Arc::clone(&store), Arc::clone(&counters));
+        let server = server.with_names(Arc::clone(&names));
         let swarm = match Swarm::join(&config, role, &key, server, &engine).await {
             // Whoever only wants to see an image need not be able to read the keys.
             Err(error) if role == Role::Started => {
@@ -232,6 +249,9 @@ impl Node {
             coming: remote::Coming::default(),
             snapshots: Mutex::default(),
             operator: Mutex::default(),
+            mirror: Mutex::default(),
+            names,
+            key: key.signing_key().clone(),
             socket,
             runtime,
             started: Instant::now(),
@@ -370,6 +390,10 @@ impl Node {
             let _ = stop.send(());
             let _ = ended.await;
         }
+        let mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mirror) = mirror {
+            mirror.end().await;
+        }
         let mounts = Arc::clone(&self.mounts);
         let in_use = tokio::task::spawn_blocking(move || mounts.unmount_all()).await;
         for dir in in_use.unwrap_or_default() {
@@ -489,6 +513,7 @@ fn registry_settings(config: &Config) -> registry::Settings {
     registry::Settings {
         hosts_dir: Some(config.registry.hosts_dir.clone()),
         plain_http: config.registry.plain_http.clone(),
+        own_addresses: config.mirror.own_addresses(&swarm::own_addresses()),
         ..registry::Settings::default()
     }
 }

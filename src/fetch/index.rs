@@ -71,6 +71,13 @@ impl LayerIndex {
         &self.root.body().blob
     }
 
+    /// The digest by which a registry knows the blob: for one that is its own
+    /// content it is that of the content, whatever the index is kept under.
+    pub fn source_blob(&self) -> &Digest {
+        let body = self.root.body();
+        if body.path.is_some() { &body.diff_id } else { &body.blob }
+    }
+
     /// The signed root.
     pub fn root(&self) -> &LayerRoot {
         &self.root

@@ -3,7 +3,8 @@
 //! [`schedule`] decides, with [`estimate`] and [`ladder`], and [`assemble`] cuts,
 //! without I/O; [`engine`] is what is asked, and `driver` does what the scheduler
 //! says, `peers` what concerns them; [`tunnel`] brings blocks from peers, and [`registry`] is the source of last
-//! resort; [`build`] is the first pass over a layer that nobody has an index of.
+//! resort; [`build`] is the first pass over a layer that nobody has an index of; [`exact`]
+//! brings blobs byte for byte, as the mirror serves them.
 
 mod account;
 mod assemble;
@@ -11,6 +12,7 @@ mod build;
 mod driver;
 mod engine;
 pub mod estimate;
+mod exact;
 mod index;
 mod install;
 pub mod ladder;
@@ -26,11 +28,12 @@ mod work;
 pub use account::{Source, Sources};
 pub use build::{FirstPass, PassError};
 pub use engine::{Engine, FetchError};
+pub use exact::{Arriving, ExactBlob, ExactPass, exact_name};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
 pub use peers::PeerStatus;
 pub use registry::{Origins, Registries, RegistrySource};
 pub use schedule::Class;
-pub use serve::StoreServer;
+pub use serve::{Names, StoreServer};
 pub use source::{BlockSink, BlockSource, SourceError, SourceFuture};
 pub use work::{Board, Ticket, Work, WorkKind};

@@ -157,7 +157,11 @@ impl RunIn<'_> {
             self.source.counters.registry_requests.add(1);
             let range = (!whole).then_some(from..to);
             debug!(%blob, ?range, stream = ?stream, at = decoder.span.stream_offset(), "request");
-            let answer = self.origin.open_blob(blob, range).await.map_err(|e| source_error(&e))?;
+            let answer = self
+                .origin
+                .open_blob(self.index.source_blob(), range)
+                .await
+                .map_err(|e| source_error(&e))?;
             if !answer.facts().range_honoured {
                 // The answer begins at the blob's start: so does the decoder. All
                 // that passes is kept, and the blob is not asked for in parts again.

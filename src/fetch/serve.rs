@@ -1,6 +1,6 @@
 //! What a node serves to its peers: what its store holds.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tracing::warn;
 
@@ -15,12 +15,23 @@ use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, PeerId, VerifiedBloc
 pub struct StoreServer {
     store: Arc<Store>,
     counters: Arc<Counters>,
+    names: Arc<Names>,
 }
+
+/// Knows what names of images last stood for beside those of mounted images: by
+/// their BLAKE3, the digest and the time in seconds since 1970.
+pub type Names = OnceLock<Box<dyn Fn(&BlockHash) -> Option<(Digest, u64)> + Send + Sync>>;
 
 impl StoreServer {
     /// Serves what `store` holds, and counts it.
     pub fn new(store: Arc<Store>, counters: Arc<Counters>) -> Self {
-        Self { store, counters }
+        Self { store, counters, names: Arc::default() }
+    }
+
+    /// Serves what `names` knows, too.
+    #[must_use]
+    pub fn with_names(self, names: Arc<Names>) -> Self {
+        Self { names, ..self }
     }
 }
 
@@ -61,7 +72,8 @@ impl BlockServer for StoreServer {
             let found = images.find(|(image, _)| BlockHash::of(image.as_bytes()) == *name);
             found.map(|(_, image)| (image.manifest, image.resolved_at.max(0) as u64))
         };
-        served(self.store.images().map(named), "image")
+        let more = self.names.get().and_then(|known| known(name));
+        served(self.store.images().map(|images| named(images).or(more)), "image")
     }
 
     fn item(&self, _: &PeerId, _: &Digest, _: u64) -> Served<Handed> {

@@ -124,6 +124,11 @@ counters! {
     layers_proved as "layers_proved",
     /// Layers whose index turned out to be a lie.
     layers_quarantined as "layers_quarantined",
+    /// Requests to the registry mirror.
+    mirror_requests as "mirror_requests",
+    /// Tags that the mirror served as last known, because their registry could not be
+    /// asked.
+    mirror_stale as "mirror_stale_tags",
     /// Reads that failed because no source made progress.
     reads_failed as "reads_failed",
 }

@@ -10,6 +10,7 @@ mod challenge;
 mod hosts;
 mod manifest;
 mod push;
+mod tags;
 mod transport;
 
 use std::collections::HashMap;
