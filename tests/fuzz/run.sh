@@ -17,7 +17,7 @@ cd "$(dirname "$0")"
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Flags of its own, so a directory of its own.
 export CARGO_TARGET_DIR="$PWD/target"
-[ $# -gt 0 ] || set -- tar gzip zstd span index wire handshake manifest
+[ $# -gt 0 ] || set -- tar gzip zstd span index wire handshake mirror manifest
 case " $* " in *' manifest '*) features='--features node' ;; *) features= ;; esac
 
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

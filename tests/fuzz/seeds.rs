@@ -30,10 +30,29 @@ fn main() {
     for (name, first, text) in DOCUMENTS {
         write("manifest", name, &[&[first][..], text.as_bytes()].concat());
     }
+    for (name, text) in REQUESTS {
+        write("mirror", name, text.as_bytes());
+    }
     messages();
     parts(&archives[0].1);
     spans(&text);
 }
+
+/// Name; method, target and range of a request.
+const REQUESTS: [(&str, &str); 6] = [
+    ("base", "GET\n/v2/\n"),
+    ("tag", "HEAD\n/v2/library/alpine/manifests/3.20?ns=docker.io\n"),
+    ("prefix", "GET\n/v2/127.0.0.1:5000/a/b/manifests/v1\n"),
+    (
+        "blob",
+        "GET\n/v2/quay.io/a/blobs/sha256%3A4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59\nbytes=100-500",
+    ),
+    ("tags", "GET\n/v2/a/tags/list?n=10&last=v1\nbytes=-100"),
+    (
+        "referrers",
+        "GET\n/v2/a/referrers/sha256:4bf4736b62a17d4cf13fdc92c38962f8a2a1a193f7fb65c6a15ee945b38ccc59?artifactType=a%2Fb\nbytes=0-",
+    ),
+];
 
 /// Name, what it is parsed as, text.
 const DOCUMENTS: [(&str, u8, &str); 4] = [

@@ -11,5 +11,7 @@ mod http;
 mod node;
 
 mod clients;
+mod faults;
 mod peers;
 mod protocol;
+mod together;

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::challenge::Challenge;
 use super::hosts::{Endpoint, is_loopback, origin_of};
+use super::reach;
 use super::transport::{Ask, Transport};
 use crate::oci::credentials::{CredentialError, Login};
 use crate::oci::error::RegistryError;
@@ -254,6 +255,12 @@ impl Transport {
         // To `follow` the token server is the endpoint: what goes to it goes
         // to no other host, and the registry's own headers don't go to it.
         let server = self.token_server(grantee.endpoint, &bearer.realm);
+        if server.origin != grantee.endpoint.origin
+            && let Err(problem) = reach::check(&grantee.endpoint.host, &bearer.realm).await
+        {
+            let host = grantee.endpoint.host.clone();
+            return Err(RegistryError::Redirect { what, host, problem });
+        }
         ask.headers.extend(header.map(|header| (AUTHORIZATION, header)));
         let answer = self.send_token_request(&server, ask).await?;
         if answer.response.status() != StatusCode::OK {

@@ -10,6 +10,7 @@ mod challenge;
 mod hosts;
 mod manifest;
 mod push;
+mod reach;
 mod tags;
 mod transport;
 

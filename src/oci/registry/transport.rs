@@ -13,6 +13,7 @@ use reqwest::{Client, Method, Response, StatusCode, Url};
 use super::Settings;
 use super::auth::{Auth, Grantee};
 use super::hosts::{Endpoint, TlsFiles, host_of, is_loopback, origin_of, read_file};
+use super::reach;
 use crate::oci::error::RegistryError;
 use crate::oci::retry::{Jitter, is_retryable, parse_retry_after};
 
@@ -217,6 +218,10 @@ impl Transport {
     ) -> Result<Answer, RegistryError> {
         let ours = origin_of(&url) == endpoint.origin;
         let host = host_of(&url).unwrap_or_default();
+        if !ours && let Err(problem) = reach::check(&endpoint.host, &url).await {
+            let (what, host) = (ask.what.clone(), endpoint.host.clone());
+            return Err(RegistryError::Redirect { what, host, problem });
+        }
         let client = self.client(endpoint, ours, &url)?;
         let mut headers = ask.headers.clone();
         if ours {
