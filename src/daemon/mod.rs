@@ -513,7 +513,7 @@ fn registry_settings(config: &Config) -> registry::Settings {
     registry::Settings {
         hosts_dir: Some(config.registry.hosts_dir.clone()),
         plain_http: config.registry.plain_http.clone(),
-        own_addresses: config.mirror.own_addresses(&swarm::own_addresses()),
+        own_addresses: config.mirror.own_addresses(&registry::own_addresses()),
         ..registry::Settings::default()
     }
 }

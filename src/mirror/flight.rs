@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::answer::{Asked, Refusal};
-use crate::fetch::{Arriving, Engine, ExactPass, PassError};
+use crate::fetch::{Arriving, Engine, ExactPass, LanPass, LanTurn, PassError};
 use crate::oci::{
     Artifact, BlobStream, Descriptor, Document, ImageSource, RegistryClient, SourceError, Target,
 };
@@ -25,6 +26,12 @@ use crate::types::Digest;
 /// Blobs below this are kept as documents are (configurations, small artifacts):
 /// an index would take more than they do.
 pub(super) const SMALL: u64 = 256 << 10;
+
+/// A blob that neighbours have begun and not brought is read by this node after so
+/// many of them.
+const TURNS: usize = 4;
+/// Neighbours are told this often that a pass gets further.
+const SAY: Duration = Duration::from_secs(4);
 
 /// How far a flight is.
 #[derive(Clone)]
@@ -147,12 +154,19 @@ impl Flights {
         {
             return self.keep_small(blob, bytes).await;
         }
-        if self.swarm
-            && size.is_none_or(|size| size >= SMALL)
-            && self.engine.exact_from_peers(&blob).await
-        {
-            self.note_origin(&blob, &upstream).await;
-            return Ok(());
+        let mut turn = None;
+        if self.swarm && size.is_none_or(|size| size >= SMALL) {
+            for _ in 0..TURNS {
+                if self.engine.exact_from_peers(&blob).await {
+                    self.note_origin(&blob, &upstream).await;
+                    return Ok(());
+                }
+                // One of the LAN reads it from outside.
+                if let LanTurn::Mine(pass) = self.engine.lan_turn(&blob).await {
+                    turn = Some(pass);
+                    break;
+                }
+            }
         }
         let opened = upstream.open_blob(&blob, None).await.map_err(Failure::Source)?;
         let Some(total) = opened.facts().total else {
@@ -174,7 +188,9 @@ impl Flights {
         stage.send_replace(Stage::Arriving(Arc::clone(&arriving)));
         let first = Mutex::new(Some(opened));
         let source: Arc<dyn ImageSource> = Arc::new(Opened { first, rest: upstream.clone() });
-        self.pass.run(&blob, &source, &arriving).await.map_err(|error| match error {
+        let run = self.pass.run(&blob, &source, &arriving);
+        let run = saying_so(turn.as_ref(), arriving.received(), run);
+        run.await.map_err(|error| match error {
             PassError::Source(error) => Failure::Source(error),
             PassError::Store(message) => Failure::Store(message),
             error => Failure::Other(error.to_string()),
@@ -201,6 +217,28 @@ impl Flights {
         });
         if let Ok(Err(error)) = noted.await {
             warn!(%blob, "where it came from is not kept: {error}");
+        }
+    }
+}
+
+/// Runs a pass, and has the neighbours know that it gets further.
+async fn saying_so<T>(
+    turn: Option<&LanPass>,
+    mut received: watch::Receiver<u64>,
+    pass: impl Future<Output = T>,
+) -> T {
+    let mut pass = std::pin::pin!(pass);
+    loop {
+        tokio::select! {
+            done = &mut pass => return done,
+            () = tokio::time::sleep(SAY) => {
+                if let Some(turn) = turn
+                    && received.has_changed().unwrap_or(false)
+                {
+                    received.mark_unchanged();
+                    turn.progress();
+                }
+            }
         }
     }
 }

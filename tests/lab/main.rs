@@ -13,4 +13,5 @@ mod world;
 mod by_hand;
 mod discovery;
 mod itself;
+mod mirror;
 mod together;

@@ -92,10 +92,13 @@ impl Connection {
         Ok(Head { status, headers })
     }
 
-    /// Reads so many bytes of a body, or fewer if it ends before.
+    /// Reads so many bytes of a body, or fewer if the connection ends before.
+    #[track_caller]
     pub(crate) fn read(&mut self, count: usize) -> Vec<u8> {
         let mut body = Vec::new();
-        let _ = (&mut self.0).take(count as u64).read_to_end(&mut body);
+        let read = (&mut self.0).take(count as u64).read_to_end(&mut body);
+        let late = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        assert!(!read.is_err_and(|e| late.contains(&e.kind())), "nothing comes, and no end");
         body
     }
 

@@ -178,6 +178,8 @@ impl Peer {
             ledger: Ledger::default(),
             answered: std::collections::HashSet::new(),
             holds: std::collections::HashSet::new(),
+            wants: std::collections::HashSet::new(),
+            passes: std::collections::HashMap::new(),
             opening: 0,
             wrong: 0,
             since: std::time::Instant::now(),
@@ -192,6 +194,7 @@ impl State {
         if let Some(net) = self.net.as_mut() {
             info!(?peer, "peer gone");
             net.peers.remove(peer);
+            net.passes.notify_waiters();
         }
     }
 }

@@ -5,7 +5,8 @@
 //! - `ask` sends what the scheduler wants asked;
 //! - `question` asks what the scheduler has no part in, and `index` gets indexes
 //!   and documents so;
-//! - `news` says and hears who holds, wants and gets what;
+//! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
+//!   reads a whole blob;
 //! - `dial` keeps connections to addresses that were given.
 //!
 //! Invariants: every table is bounded by the tunnels (512), by the requests in
@@ -17,6 +18,7 @@ mod dial;
 mod index;
 mod listen;
 mod news;
+mod passes;
 mod question;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -26,6 +28,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+pub use self::passes::{LanPass, LanTurn};
+
 use self::ask::{Asked, Assemblies};
 use self::news::{Heard, Listener, LookUp};
 use self::question::Questions;
@@ -33,7 +37,7 @@ use super::driver::State;
 use super::engine::{Engine, Inner};
 use super::schedule;
 use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId};
-use crate::types::PeerId;
+use crate::types::{Digest, PeerId};
 use crate::wire::{Home, Journal, Ledger};
 
 /// Tunnels are pinged this often, so that their round trips are known.
@@ -56,6 +60,9 @@ pub(super) struct Net {
     homes: Vec<Home>,
     /// Homes that this node told its neighbours it wants.
     announced: HashSet<Home>,
+    /// Exact blobs that this node is at, for its LAN.
+    passing: HashSet<Digest>,
+    passes: passes::Passes,
     lookups: HashMap<Home, LookUp>,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
@@ -82,6 +89,10 @@ struct Peer {
     answered: HashSet<Home>,
     /// Homes of which it holds something.
     holds: HashSet<Home>,
+    /// Layers that it wants.
+    wants: HashSet<Digest>,
+    /// Exact blobs that it is at, and when it last said so.
+    passes: HashMap<Digest, Instant>,
     opening: usize,
     /// Blocks that were not what they should be.
     wrong: u32,
@@ -136,6 +147,8 @@ impl Engine {
             heard: Heard::default(),
             homes: Vec::new(),
             announced: HashSet::new(),
+            passing: HashSet::new(),
+            passes: Arc::default(),
             lookups: HashMap::new(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
@@ -175,6 +188,13 @@ impl Engine {
             .collect();
         peers.sort_by_key(|peer| (peer.near == Near::Remote, peer.id));
         peers
+    }
+}
+
+impl Peer {
+    /// Whether it is in this node's LAN, and can be talked to.
+    fn is_neighbour(&self) -> bool {
+        self.near == Near::Lan && self.news.is_some()
     }
 }
 

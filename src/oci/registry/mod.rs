@@ -27,6 +27,7 @@ pub use challenge::Challenge;
 pub use hosts::{
     Capabilities, Endpoint, HostEntry, HostsError, TlsFiles, endpoints, is_loopback, parse_hosts,
 };
+pub use reach::own_addresses;
 use transport::Transport;
 
 use super::credentials::Credentials;

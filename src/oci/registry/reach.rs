@@ -70,7 +70,8 @@ async fn addresses(host: &str) -> Vec<IpAddr> {
     }
 }
 
-fn own_addresses() -> Vec<IpAddr> {
+/// The addresses of this machine's interfaces; none where they can't be read.
+pub fn own_addresses() -> Vec<IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let address = |interface: nix::ifaddrs::InterfaceAddress| {
         let address = interface.address?;
