@@ -10,6 +10,7 @@ mod node;
 mod process;
 mod registry;
 mod space;
+mod swarm;
 mod topology;
 
 use std::path::Path;

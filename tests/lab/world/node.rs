@@ -115,6 +115,20 @@ impl Node {
         self.process.is_some()
     }
 
+    /// What it counts of a source, by the counters' own names.
+    #[track_caller]
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let status = self.status();
+        status["counters"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"))
+    }
+
+    /// The nodes that it has tunnels to.
+    pub(crate) fn peers(&self) -> Vec<Value> {
+        let text = self.run(&["--json", "peers"]);
+        let said: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        said["peers"].as_array().expect("a list").clone()
+    }
+
     /// Ends the daemon as systemd does.
     #[track_caller]
     pub(crate) fn stop(&mut self) {

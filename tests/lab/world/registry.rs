@@ -57,4 +57,18 @@ impl Registry {
         run(command.args(["--preserve-digests", &from, &format!("docker://{whole}")]));
         whole
     }
+
+    /// As [`Registry::push`], with the image's index beside it. Nor does this use
+    /// the line.
+    pub(crate) fn push_indexed(&self, layout: &Path, tag: &str, name: &str) -> String {
+        let whole = self.push(layout, tag, name);
+        let store = tempfile::tempdir_in(&self.directory).expect("store");
+        for what in ["build", "push"] {
+            let mut command = self.space.command(env!("CARGO_BIN_EXE_peersync"));
+            command.env("PEERSYNC_REGISTRY_PLAIN_HTTP", format!("[\"{REGISTRY}\"]"));
+            command.arg("--store").arg(store.path()).args(["index", what, &whole]);
+            run(&mut command);
+        }
+        whole
+    }
 }
