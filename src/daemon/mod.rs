@@ -192,7 +192,7 @@ impl Node {
             runtime.clone(),
         ));
         let names = Arc::<Names>::default();
-        let server = StoreServer::new(Arc::clone(&store), Arc::clone(&counters));
+        let server = StoreServer::new(Arc::clone(&store), Arc::clone(&counters), engine.spools());
         let server = server.with_names(Arc::clone(&names));
         let swarm = match Swarm::join(&config, role, &key, server, &engine).await {
             // Whoever only wants to see an image need not be able to read the keys.

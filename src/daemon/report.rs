@@ -25,6 +25,7 @@ impl Node {
         let bytes = BTreeMap::from([
             ("registry".to_owned(), count("bytes_registry")),
             ("index".to_owned(), count("bytes_index")),
+            ("relayed".to_owned(), count("bytes_relayed")),
             ("dedup".to_owned(), count("bytes_dedup")),
             ("lan".to_owned(), count("content_lan")),
             ("remote".to_owned(), count("content_remote")),

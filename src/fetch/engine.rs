@@ -15,6 +15,7 @@ use super::account::{Source, Sources};
 use super::driver::{Arrived, State, Waiter, keep_time};
 use super::index::{LayerIndex, Located, Locator};
 use super::local;
+use super::relay::Spools;
 use super::schedule::{
     BlockKey, Class, Event, Home, InterestId, RUN_BULK, Scheduler, Settings, Wanted,
 };
@@ -116,6 +117,7 @@ pub(super) struct Inner {
     pub(super) started: Instant,
     /// Told when the time at which the scheduler has to be looked at comes nearer.
     pub(super) wake: Arc<Notify>,
+    pub(super) spools: Arc<Spools>,
     searches: Semaphore,
     next_interest: AtomicU64,
     /// The last block that came found no room.
@@ -151,6 +153,7 @@ impl Engine {
         let scheduler = Scheduler::new(me, settings, u64::from_le_bytes(seed));
         let inner = Inner {
             locator: Locator::new(Arc::clone(&store)),
+            spools: Arc::new(Spools::new(store.path())),
             store,
             source,
             counters,
@@ -293,6 +296,11 @@ impl Engine {
     /// As [`Engine::layer`].
     pub fn layer_now(&self, blob: &Digest) -> Result<Option<Arc<LayerIndex>>, FetchError> {
         self.inner.locator.layer(blob)
+    }
+
+    /// What first passes of this node hand on.
+    pub fn spools(&self) -> Arc<Spools> {
+        Arc::clone(&self.inner.spools)
     }
 
     /// Forgets the index of a layer that the store has no more.

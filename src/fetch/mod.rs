@@ -3,8 +3,9 @@
 //! [`schedule`] decides, with [`estimate`] and [`ladder`], and [`assemble`] cuts,
 //! without I/O; [`engine`] is what is asked, and `driver` does what the scheduler
 //! says, `peers` what concerns them; [`tunnel`] brings blocks from peers, and [`registry`] is the source of last
-//! resort; [`build`] is the first pass over a layer that nobody has an index of; [`exact`]
-//! brings blobs byte for byte, as the mirror serves them.
+//! resort; [`build`] is the first pass over a layer that nobody has an index of, and
+//! [`relay`] has one node of a LAN read its blob for all; [`exact`] brings blobs byte
+//! for byte, as the mirror serves them.
 
 mod account;
 mod assemble;
@@ -19,6 +20,7 @@ pub mod ladder;
 mod local;
 mod peers;
 mod registry;
+pub mod relay;
 pub mod schedule;
 mod serve;
 mod source;
@@ -31,8 +33,9 @@ pub use engine::{Engine, FetchError};
 pub use exact::{Arriving, ExactBlob, ExactPass, exact_name};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
-pub use peers::{LanPass, LanTurn, PeerStatus};
+pub use peers::{LanPass, LanTurn, PeerStatus, Relay};
 pub use registry::{Origins, Registries, RegistrySource};
+pub use relay::Spools;
 pub use schedule::Class;
 pub use serve::{Names, StoreServer};
 pub use source::{BlockSink, BlockSource, SourceError, SourceFuture};

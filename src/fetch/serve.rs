@@ -4,11 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use tracing::warn;
 
+use super::relay::Spools;
 use super::tunnel::{BlockServer, Handed, Served};
 use crate::layer::root::LayerRoot;
 use crate::store::{ImageRecord, Store};
 use crate::telemetry::Counters;
 use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, PeerId, VerifiedBlock};
+use crate::wire::{Item, PASS_PIECE};
 
 /// Serves blocks, block lists and roots out of a store. Every block is hashed
 /// when it is read: what went bad on the disk does not leave the node.
@@ -16,6 +18,7 @@ pub struct StoreServer {
     store: Arc<Store>,
     counters: Arc<Counters>,
     names: Arc<Names>,
+    spools: Arc<Spools>,
 }
 
 /// Knows what names of images last stood for beside those of mounted images: by
@@ -23,9 +26,9 @@ pub struct StoreServer {
 pub type Names = OnceLock<Box<dyn Fn(&BlockHash) -> Option<(Digest, u64)> + Send + Sync>>;
 
 impl StoreServer {
-    /// Serves what `store` holds, and counts it.
-    pub fn new(store: Arc<Store>, counters: Arc<Counters>) -> Self {
-        Self { store, counters, names: Arc::default() }
+    /// Serves what `store` holds and first passes hand on, and counts it.
+    pub fn new(store: Arc<Store>, counters: Arc<Counters>, spools: Arc<Spools>) -> Self {
+        Self { store, counters, spools, names: Arc::default() }
     }
 
     /// Serves what `names` knows, too.
@@ -76,8 +79,20 @@ impl BlockServer for StoreServer {
         served(self.store.images().map(|images| named(images).or(more)), "image")
     }
 
-    fn item(&self, _: &PeerId, _: &Digest, _: u64) -> Served<Handed> {
-        Served::No
+    fn item(&self, _: &PeerId, blob: &Digest, number: u64) -> Served<Handed> {
+        let Some(spool) = self.spools.get(blob) else { return Served::No };
+        let Ok(piece) = u32::try_from(number) else { return Served::No };
+        let handed = |bytes: bytes::Bytes| Handed {
+            item: Item::Literal,
+            object: 0,
+            offset: number * PASS_PIECE,
+            block: VerifiedBlock::seal(bytes),
+        };
+        let read = served(spool.read(piece).map(|bytes| bytes.map(handed)), "piece of a blob");
+        if let Served::Yes(item) = &read {
+            self.counters.bytes_handed_on.add(item.block.data().len() as u64);
+        }
+        read
     }
 }
 

@@ -109,13 +109,13 @@ pub enum ImageError {
 
 /// Makes images usable.
 pub struct Images {
-    store: Arc<Store>,
-    engine: Arc<Engine>,
-    repositories: Arc<Repositories>,
-    counters: Arc<Counters>,
-    board: Arc<Board>,
-    pass: FirstPass,
-    settings: Settings,
+    pub(super) store: Arc<Store>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) repositories: Arc<Repositories>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) board: Arc<Board>,
+    pub(super) pass: FirstPass,
+    pub(super) settings: Settings,
     /// One at a time works on a layer; bounded by the work in progress.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     changed: Mutex<SystemTime>,
@@ -375,83 +375,11 @@ impl Images {
     }
 
     /// The layer's key if its blob has an index here.
-    fn indexed(&self, layer: &LayerDescriptor) -> Result<Option<LayerKey>, ImageError> {
+    pub(super) fn indexed(&self, layer: &LayerDescriptor) -> Result<Option<LayerKey>, ImageError> {
         let path = layer.path.as_ref().map(|p| p.as_bytes());
         let record = self.store.blob(&layer.digest).map_err(store)?;
         let key = record.map(|record| record.layer).filter(|key| key.path.as_deref() == path);
         Ok(key.filter(|key| layer.diff_id.is_none_or(|diff_id| diff_id == key.diff_id)))
-    }
-
-    /// Sees to it that a layer has an index.
-    async fn prepare(
-        &self,
-        layer: &LayerDescriptor,
-        source: &Arc<dyn ImageSource>,
-        offered: Option<&Offered>,
-        index: IndexMode,
-        told: &Told<'_>,
-    ) -> Result<LayerKey, ImageError> {
-        let lock = self.lock_of(&layer.digest);
-        let guard = lock.lock().await;
-        let prepared = self.prepare_alone(layer, source, offered, index, told).await;
-        drop(guard);
-        self.forget_lock(&layer.digest, lock);
-        let key = prepared?;
-        self.repositories.add(&layer.digest, &**source);
-        Ok(key)
-    }
-
-    async fn prepare_alone(
-        &self,
-        layer: &LayerDescriptor,
-        source: &Arc<dyn ImageSource>,
-        offered: Option<&Offered>,
-        index: IndexMode,
-        told: &Told<'_>,
-    ) -> Result<LayerKey, ImageError> {
-        if let Some(key) = self.indexed(layer)? {
-            return Ok(key);
-        }
-        if let Some(offered) = offered
-            && offered.import(&**source, layer, &self.store, &self.counters).await
-            && let Some(key) = self.indexed(layer)?
-        {
-            self.tell_if_sequential(layer, told).await?;
-            return Ok(key);
-        }
-        if index == IndexMode::Require {
-            return Err(ImageError::NoIndex(layer.digest));
-        }
-        let ticket = self.board.begin(layer.digest, WorkKind::FirstPass, layer.size);
-        let key = self.pass.run(layer, source, ticket.work()).await?;
-        drop(ticket);
-        if layer.diff_id.is_some_and(|diff_id| diff_id != key.diff_id) {
-            let message = format!(
-                "layer {}: its content has the diffID {}, which is not what the image's \
-                 configuration says",
-                layer.digest, key.diff_id
-            );
-            return Err(ImageError::Corrupt(message));
-        }
-        self.tell_if_sequential(layer, told).await?;
-        Ok(key)
-    }
-
-    async fn tell_if_sequential(
-        &self,
-        layer: &LayerDescriptor,
-        told: &Told<'_>,
-    ) -> Result<(), ImageError> {
-        if let Some(index) = self.engine.layer(layer.digest).await?
-            && index.is_sequential()
-        {
-            told(format!(
-                "layer {} is one single zstd frame: a registry can only be read through it from \
-                 its start, so the first read of what is not here yet may take as long as a pull",
-                layer.digest
-            ));
-        }
-        Ok(())
     }
 
     /// Makes the chain of these layers known and durable; gives its name.
@@ -487,12 +415,12 @@ impl Images {
         Ok(Resolved { reference: reference.to_owned(), manifest, blobs, view })
     }
 
-    fn lock_of(&self, blob: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn lock_of(&self, blob: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(busy.entry(*blob).or_default())
     }
 
-    fn forget_lock(&self, blob: &Digest, lock: Arc<tokio::sync::Mutex<()>>) {
+    pub(super) fn forget_lock(&self, blob: &Digest, lock: Arc<tokio::sync::Mutex<()>>) {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         drop(lock);
         if busy.get(blob).is_some_and(|lock| Arc::strong_count(lock) == 1) {

@@ -41,6 +41,11 @@ impl Offered {
         offered
     }
 
+    /// Whether there is an index of the layer.
+    pub(super) fn has(&self, layer: &Digest) -> bool {
+        self.0.contains_key(layer)
+    }
+
     fn add(&mut self, manifest: &[u8]) {
         let Ok(Manifest::Image(manifest)) = Manifest::parse(None, manifest) else { return };
         for blob in manifest.layers {

@@ -8,6 +8,7 @@ mod images;
 mod index;
 mod origins;
 mod peers;
+mod prepare;
 mod table;
 
 pub use care::Care;

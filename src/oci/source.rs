@@ -104,6 +104,11 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
         Box::pin(async move { Ok(self.resolve(target).await?.descriptor) })
     }
 
+    /// Whether the source itself counts the bytes of its blobs as they come.
+    fn counts(&self) -> bool {
+        false
+    }
+
     /// Tells the source that what [`BlobStream::from`] gave was wrong, so that
     /// another place is asked first for a while, where there is one.
     fn distrust(&self, from: &str) {

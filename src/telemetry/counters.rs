@@ -93,6 +93,10 @@ counters! {
     bytes_index as "index_received_bytes" { source: "registry" },
     /// Bytes of manifests, configs and indexes received from peers.
     bytes_index_peers as "index_received_bytes" { source: "peers" },
+    /// Bytes of blobs that came from neighbours during first passes.
+    bytes_relayed as "relay_received_bytes",
+    /// Bytes of blobs that were handed on to neighbours during first passes.
+    bytes_handed_on as "relay_sent_bytes",
     /// Bytes of blocks that were had, uncompressed, by where they came from;
     /// "local" is content that the node held under another name.
     bytes_dedup as "content_bytes" { source: "local" },

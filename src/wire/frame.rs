@@ -64,6 +64,8 @@ pub enum Kind {
     Busy = 0x35,
     /// The request is answered.
     End = 0x36,
+    /// The sender brings a blob's exact bytes into its LAN.
+    Bringing = 0x60,
 }
 
 impl Kind {
@@ -89,6 +91,7 @@ impl Kind {
             0x34 => Self::NotHave,
             0x35 => Self::Busy,
             0x36 => Self::End,
+            0x60 => Self::Bringing,
             _ => return None,
         })
     }
@@ -107,13 +110,16 @@ impl Kind {
     /// Whether a node that does not know the kind may skip it: what is only
     /// about doing better is, what an answer depends on is not.
     fn is_optional(self) -> bool {
-        matches!(self, Self::Wants | Self::Getting | Self::Ask | Self::Layers | Self::Passed)
+        matches!(
+            self,
+            Self::Wants | Self::Getting | Self::Ask | Self::Layers | Self::Passed | Self::Bringing
+        )
     }
 
     /// Whether such frames are news rather than content or its bookkeeping; a
     /// receiver limits their rate.
     pub fn is_news(self) -> bool {
-        matches!((self as u8) >> 4, 1 | 2)
+        matches!((self as u8) >> 4, 1 | 2 | 6)
     }
 }
 

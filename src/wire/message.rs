@@ -1,5 +1,7 @@
 //! All messages, and their bytes.
 
+use std::ops::Range;
+
 use super::blockset::BlockSet;
 use super::codec::{Reader, WireError};
 use super::frame::{HEADER, Header, Kind};
@@ -70,17 +72,23 @@ pub enum Message {
         /// Layers, at most [`LAYERS_MAX`].
         layers: Vec<LayerNews>,
     },
-    /// How far the sender's first pass over a blob is: a builder hands on what it
-    /// has hashed.
+    /// How the sender stands with a blob that has no index yet, and what it can
+    /// hand on of it.
     Passed {
         /// The blob.
         blob: Digest,
-        /// Tells one pass of the sender from another: item numbers hold within it.
-        pass: u64,
-        /// Items that can be asked for: those below this number.
-        items: u64,
-        /// Whether the pass has ended; the layer's root follows it.
-        ended: bool,
+        /// What it does.
+        stage: Stage,
+        /// Pieces of the blob that it has besides those that it has told of, as
+        /// numbers of [`PASS_PIECE`] bytes.
+        pieces: Range<u32>,
+    },
+    /// The sender brings a blob's exact bytes into its LAN, or no more.
+    Bringing {
+        /// The name of the exact blob.
+        name: Digest,
+        /// Whether it still does.
+        on: bool,
     },
     /// Asks for content.
     Request(Request),
@@ -111,6 +119,35 @@ pub enum Message {
         /// How.
         end: End,
     },
+}
+
+/// Bytes of a piece of a blob; its last one may be shorter.
+pub const PASS_PIECE: u64 = 256 << 10;
+
+/// How a node stands with a blob whose index it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// It does not need it any more, and hands nothing on.
+    Out = 0,
+    /// It needs it, and waits for others.
+    Waits = 1,
+    /// It gets it from beyond its LAN.
+    Leads = 2,
+    /// It has the index, and still hands on what it has of the blob.
+    Done = 3,
+}
+
+impl Stage {
+    fn decode(number: u8) -> Result<Self, WireError> {
+        match number {
+            0 => Ok(Self::Out),
+            1 => Ok(Self::Waits),
+            2 => Ok(Self::Leads),
+            3 => Ok(Self::Done),
+            _ => Err(WireError::Invalid("no such stage")),
+        }
+    }
 }
 
 /// What the sender holds of something: [`super::Journal`] makes it,
@@ -273,6 +310,7 @@ impl Message {
             Self::Ask { .. } => Kind::Ask,
             Self::Layers { .. } => Kind::Layers,
             Self::Passed { .. } => Kind::Passed,
+            Self::Bringing { .. } => Kind::Bringing,
             Self::Request(_) => Kind::Request,
             Self::Cancel(_) => Kind::Cancel,
             Self::Head(_) => Kind::Head,
@@ -336,11 +374,15 @@ impl Message {
                     out.push(layer.bits());
                 }
             }
-            Self::Passed { blob, pass, items, ended } => {
+            Self::Passed { blob, stage, pieces } => {
                 out.extend(blob.as_bytes());
-                out.extend(pass.to_le_bytes());
-                out.extend(items.to_le_bytes());
-                out.push(u8::from(*ended));
+                out.push(*stage as u8);
+                out.extend(pieces.start.to_le_bytes());
+                out.extend(pieces.end.to_le_bytes());
+            }
+            Self::Bringing { name, on } => {
+                out.extend(name.as_bytes());
+                out.push(u8::from(*on));
             }
             Self::Request(request) => request.encode(out),
             Self::Cancel(request) => out.extend(request.to_le_bytes()),
@@ -400,9 +442,14 @@ impl Message {
                 Self::Layers { full, number, layers }
             }
             Kind::Passed => {
-                let (blob, pass, items) = (r.digest()?, r.u64()?, r.u64()?);
-                Self::Passed { blob, pass, items, ended: r.flag()? }
+                let (blob, stage) = (r.digest()?, Stage::decode(r.u8()?)?);
+                let pieces = r.u32()?..r.u32()?;
+                if pieces.start > pieces.end || pieces.end > super::BLOCKS_MAX {
+                    return Err(WireError::Invalid("pieces that no blob can have"));
+                }
+                Self::Passed { blob, stage, pieces }
             }
+            Kind::Bringing => Self::Bringing { name: r.digest()?, on: r.flag()? },
             Kind::Request => Self::Request(Request::decode(r)?),
             Kind::Cancel => Self::Cancel(r.u64()?),
             Kind::Head => Self::Head(Head::decode(r)?),

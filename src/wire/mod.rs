@@ -29,7 +29,9 @@ pub use have::{Applied, HOMES_MAX, Holding, Journal, Ledger, LedgerError, Mark, 
 pub use hello::{
     Binding, Features, Hello, Limits, PROOFS_MAX, Proof, Role, VERSION, VersionError, Zone,
 };
-pub use message::{HAVE_OBJECTS_MAX, Have, HaveBody, LAYERS_MAX, LayerNews, Message, Refusal};
+pub use message::{
+    HAVE_OBJECTS_MAX, Have, HaveBody, LAYERS_MAX, LayerNews, Message, PASS_PIECE, Refusal, Stage,
+};
 pub use request::{
     Class, DATA_MAX, Encoding, End, Extent, HANDED_MAX, Head, Home, IMAGE_LEN, Item, PART_SPEC_MAX,
     Place, RUN_MAX, Request, RequestId, decode_image, encode_image,

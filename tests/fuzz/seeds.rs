@@ -12,7 +12,7 @@ use peersync::layer::tree::TreeLimits;
 use peersync::types::{BlockHash, Digest, ObjectId};
 use peersync::wire::{
     Class, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head, Hello, Holding, Home,
-    LayerNews, Limits, Message, Refusal, Request, Zone,
+    LayerNews, Limits, Message, Refusal, Request, Stage, Zone,
 };
 
 fn main() {
@@ -121,7 +121,8 @@ fn messages() {
         Message::Getting { object, blocks: [1..4].into_iter().collect(), on: true },
         Message::Ask { object, index: 7 },
         Message::Layers { full: true, number: 0, layers: vec![LayerNews::nothing(blob)] },
-        Message::Passed { blob, pass: 1, items: 9, ended: false },
+        Message::Passed { blob, stage: Stage::Leads, pieces: 1..9 },
+        Message::Bringing { name: blob, on: true },
         Message::Head(head),
         Message::NotHave { request: 1, first: 3, count: 2 },
         Message::Busy { request: 1, retry_ms: 50 },

@@ -32,7 +32,10 @@ enum Fault {
 
 impl Faulty {
     fn new(store: &Arc<peersync::store::Store>, fault: Fault) -> Arc<Self> {
-        let store = StoreServer::new(Arc::clone(store), Arc::default());
+        let store = {
+            let spools = Arc::new(peersync::fetch::Spools::new(store.path()));
+            StoreServer::new(Arc::clone(store), Arc::default(), spools)
+        };
         Arc::new(Self { store, fault, asked: AtomicU64::new(0), reached: Notify::new() })
     }
 }

@@ -146,7 +146,8 @@ impl Node {
             ..Settings::default()
         };
         let server = make.server.unwrap_or_else(|| {
-            Arc::new(StoreServer::new(Arc::clone(&store), Arc::clone(&counters)))
+            let (store, counters) = (Arc::clone(&store), Arc::clone(&counters));
+            Arc::new(StoreServer::new(store, counters, engine.spools()))
         });
         let (endpoint, events) =
             Endpoint::bind(settings, &key, membership, server).expect("loopback");

@@ -8,7 +8,7 @@ use peersync::fetch::tunnel::{
 };
 use peersync::types::{Digest, ObjectSpec};
 use peersync::wire::{
-    BlockSet, Class, Holding, Home, Item, Journal, LayerNews, Ledger, Mark, Message, Refusal,
+    BlockSet, Class, Holding, Home, Item, Journal, LayerNews, Ledger, Mark, Message, Refusal, Stage,
 };
 use tokio::time::Instant;
 
@@ -134,10 +134,12 @@ async fn a_first_pass_is_handed_on_in_its_order() {
     for (n, (item, len)) in items.into_iter().enumerate() {
         b.shelf.hand(blob, item, n as u64, noise(n as u64, len));
     }
-    back.tell(Message::Passed { blob, pass: 7, items: 3, ended: false }).expect("room");
+    back.tell(Message::Passed { blob, stage: Stage::Leads, pieces: 4..7 }).expect("room");
     let available = a
         .until(|event| match event.kind {
-            EventKind::News(Message::Passed { items, pass: 7, .. }) => Some(items),
+            EventKind::News(Message::Passed { pieces, stage: Stage::Leads, .. }) => {
+                Some(pieces.len() as u64)
+            }
             _ => None,
         })
         .await;

@@ -174,8 +174,6 @@ fn bind(
         download: limits.download.per_second(),
         ..Settings::default()
     };
-    // What first passes hand on is not served yet.
-    settings.features = crate::wire::Features::ZSTD;
     match Endpoint::bind(settings.clone(), key, membership.clone(), Arc::clone(&server) as _) {
         Err(error @ BindError::Listen { .. }) if role == Role::Started => {
             info!("{error}; peers can be called, and can't call");

@@ -192,7 +192,9 @@ impl FirstPass {
         let mut blob =
             ResumingBlob::new(Arc::clone(source), layer.digest, layer.size, range, policy, seed);
         while let Some(chunk) = blob.next().await? {
-            self.counters.bytes_registry.add(chunk.len() as u64);
+            if !source.counts() {
+                self.counters.bytes_registry.add(chunk.len() as u64);
+            }
             work.add(chunk.len() as u64);
             if chunks.send(chunk).await.is_err() {
                 // The decoder has found something wrong and says so itself.

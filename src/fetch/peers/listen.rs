@@ -93,8 +93,12 @@ impl Inner {
         let Some(entry) = net.peers.get_mut(&peer) else { return };
         entry.tunnels.retain(|tunnel| *tunnel != id);
         let gone = entry.tunnels.is_empty();
+
         if entry.news == Some(id) {
             entry.news = None;
+        }
+        if gone {
+            net.left_passes(&self.spools, &peer);
         }
         self.tell(&mut state, Event::TunnelDown { tunnel: id });
         if gone && matches!(why, Ended::ByPeer(_)) {

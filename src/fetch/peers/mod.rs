@@ -5,8 +5,9 @@
 //! - `ask` sends what the scheduler wants asked;
 //! - `question` asks what the scheduler has no part in, and `index` gets indexes
 //!   and documents so;
+//! - `relay` has one neighbour read what has no index, and hands it on;
 //! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
-//!   reads a whole blob;
+//!   reads a whole blob for the mirror;
 //! - `dial` keeps connections to addresses that were given.
 //!
 //! Invariants: every table is bounded by the tunnels (512), by the requests in
@@ -20,6 +21,7 @@ mod listen;
 mod news;
 mod passes;
 mod question;
+mod relay;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -35,10 +37,13 @@ use self::news::{Heard, Listener, LookUp};
 use self::question::Questions;
 use super::driver::State;
 use super::engine::{Engine, Inner};
+use super::relay::Party;
 use super::schedule;
 use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId};
 use crate::types::{Digest, PeerId};
 use crate::wire::{Home, Journal, Ledger};
+
+pub use relay::Relay;
 
 /// Tunnels are pinged this often, so that their round trips are known.
 const PING: Duration = Duration::from_secs(5);
@@ -62,7 +67,6 @@ pub(super) struct Net {
     announced: HashSet<Home>,
     /// Exact blobs that this node is at, for its LAN.
     passing: HashSet<Digest>,
-    passes: passes::Passes,
     lookups: HashMap<Home, LookUp>,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
@@ -74,6 +78,10 @@ pub(super) struct Net {
     expected: Option<Instant>,
     /// Told when tunnels come and go, and when a first call has failed.
     links: Arc<Notify>,
+    /// Blobs without an index, and who of the LAN needs them.
+    parties: HashMap<Digest, Party>,
+    /// Told when something changed about them.
+    passes: Arc<Notify>,
 }
 
 /// A peer with at least one tunnel, or one that is being opened.
@@ -148,13 +156,14 @@ impl Engine {
             homes: Vec::new(),
             announced: HashSet::new(),
             passing: HashSet::new(),
-            passes: Arc::default(),
             lookups: HashMap::new(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
             expected: None,
             changed: Arc::clone(&changed),
             links,
+            parties: HashMap::new(),
+            passes: Arc::default(),
         };
         self.inner.state().net = Some(net);
         listen::start(&self.inner, events);

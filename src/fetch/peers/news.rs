@@ -72,13 +72,14 @@ impl Inner {
                 let home = from_wire(&home);
                 self.tell(&mut state, Event::Wants { peer, home, on });
             }
-            Message::Passed { blob, ended, .. } => {
+            Message::Bringing { name, on } => {
                 if let Some(net) = self.state().net.as_mut() {
-                    net.note_pass(&peer, blob, ended);
+                    net.note_pass(&peer, name, !on);
                 }
             }
             Message::Getting { object, blocks, on } => self.on_getting(peer, object, &blocks, on),
             Message::Ask { object, index } => self.on_ask(peer, object, index),
+            Message::Passed { blob, stage, pieces } => self.on_passed(peer, blob, stage, pieces),
             // What others know of layers in general.
             _ => {}
         }
@@ -253,6 +254,7 @@ impl Inner {
             for name in &net.passing {
                 let _ = link.tell(pass(name, false));
             }
+            net.tell_passes(&self.spools, &**link);
         }
     }
 }

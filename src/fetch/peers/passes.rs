@@ -186,9 +186,5 @@ impl Net {
 
 /// That this node is at a blob's exact bytes.
 pub(super) fn pass(name: &Digest, ended: bool) -> Message {
-    // Nothing of it can be asked for by its number.
-    Message::Passed { blob: *name, pass: 0, items: 0, ended }
+    Message::Bringing { name: *name, on: !ended }
 }
-
-/// Told when what peers want or are at has changed.
-pub(super) type Passes = Arc<Notify>;

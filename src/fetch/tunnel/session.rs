@@ -419,7 +419,8 @@ impl Tunnel for Session {
             | Message::Getting { .. }
             | Message::Ask { .. }
             | Message::Layers { .. }
-            | Message::Passed { .. } => self.send(&news),
+            | Message::Passed { .. }
+            | Message::Bringing { .. } => self.send(&news),
             _ => Err(SendError::NotNews),
         }
     }

@@ -16,6 +16,10 @@ fn object() -> impl Strategy<Value = ObjectId> {
     any::<[u8; 32]>().prop_map(ObjectId::from_bytes)
 }
 
+fn stage() -> impl Strategy<Value = Stage> {
+    prop_oneof![Just(Stage::Out), Just(Stage::Waits), Just(Stage::Leads), Just(Stage::Done)]
+}
+
 fn home() -> impl Strategy<Value = Home> {
     prop_oneof![digest().prop_map(Home::Layer), object().prop_map(Home::Object)]
 }
@@ -141,8 +145,10 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         (object(), any::<u32>()).prop_map(|(object, index)| Message::Ask { object, index }),
         layers(),
-        (digest(), id(), id(), any::<bool>())
-            .prop_map(|(blob, pass, items, ended)| Message::Passed { blob, pass, items, ended }),
+        (digest(), stage(), 0u32..1000, 0u32..1000).prop_map(|(blob, stage, start, more)| {
+            Message::Passed { blob, stage, pieces: start..start + more }
+        }),
+        (digest(), any::<bool>()).prop_map(|(name, on)| Message::Bringing { name, on }),
         request().prop_map(Message::Request),
         id().prop_map(Message::Cancel),
         head().prop_map(Message::Head),
