@@ -13,6 +13,6 @@ pub use client::{Client, ClientError, connect};
 pub use http::{Vitals, serve_http};
 pub use protocol::{
     Event, Failure, FailureKind, ImageInfo, LayerInfo, MountArgs, MountInfo, PeerInfo, Progress,
-    PullReport, Request, SOCKET, Stage, Status, StoreInfo, SwarmNode,
+    PullReport, Request, SOCKET, Stage, Status, StoreInfo, SwarmNode, TrackerInfo,
 };
 pub use server::{Events, Service, serve};

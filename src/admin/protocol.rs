@@ -141,6 +141,33 @@ pub struct SwarmNode {
     pub id: String,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Its stability, 0 to 1000: the highest of a partition is elected tracker.
+    pub score: u16,
+    /// The node that its partition has elected; none: look-ups go to all peers.
+    pub tracker: Option<TrackerInfo>,
+    /// Where this node is the tracker: nodes that announce to it.
+    pub announced_nodes: u64,
+    /// Where this node is the tracker: layers that they hold.
+    pub announced_layers: u64,
+    /// Questions to trackers that were answered.
+    pub lookups_answered: u64,
+    /// Questions to trackers that were not, or badly.
+    pub lookups_failed: u64,
+}
+
+/// A tracker in office.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerInfo {
+    /// Its key: 64 hexadecimal digits.
+    pub id: String,
+    /// Whether it is this node.
+    pub is_this_node: bool,
+    /// The stability by which it was elected, 0 to 1000.
+    pub score: u16,
+    /// Seconds since this node follows it.
+    pub since_seconds: u64,
+    /// Why it is the tracker, in a sentence.
+    pub why: String,
 }
 
 /// A peer that there are tunnels to.
@@ -152,6 +179,15 @@ pub struct PeerInfo {
     pub address: Option<SocketAddr>,
     /// Whether it is in this node's LAN.
     pub lan: bool,
+    /// Where it says it is: country, provider, state, city; those that it tells.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zone: BTreeMap<String, String>,
+    /// Whom to ask first, in thousandths of points, 0 to 100,000: eq. (6).
+    pub score: u32,
+    /// What the score is made of, alike: `net` (speed), `pop` (what it holds),
+    /// `custom`.
+    #[serde(default)]
+    pub score_parts: BTreeMap<String, u32>,
     /// Open tunnels, by transport: `tcp` or `quic`.
     pub tunnels: Vec<String>,
     /// `V_conn`: what one more tunnel is expected to bring, in bytes per second.
@@ -265,6 +301,10 @@ pub struct LayerInfo {
     pub content_bytes: u64,
     /// Bytes of it that are here.
     pub resident_bytes: u64,
+    /// How common it is among this node and its peers, in thousandths: the share of
+    /// images that contain it, eq. (4). 0 for a node that is alone.
+    #[serde(default)]
+    pub popularity: u32,
 }
 
 /// How a node is.
@@ -288,6 +328,12 @@ pub struct Status {
     pub mounts: Vec<MountInfo>,
     /// Layers on which work goes on.
     pub work: Vec<Progress>,
+    /// This node in its swarm; none if it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swarm: Option<SwarmNode>,
+    /// Peers that there are tunnels to.
+    #[serde(default)]
+    pub peers: u64,
     /// Where Prometheus finds its metrics, if anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,

@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use super::Exit;
 use super::owner::Owner;
-use crate::admin::{Event, FailureKind, ImageInfo, LayerInfo, PeerInfo, Request, Status};
+use crate::admin::{
+    Event, FailureKind, ImageInfo, LayerInfo, PeerInfo, Request, Status, SwarmNode,
+};
 use crate::config::ByteSize;
 
 pub(super) fn images(owner: &Owner) -> Result<(), Exit> {
@@ -62,7 +64,7 @@ pub(super) fn peers(owner: &Owner) -> Result<(), Exit> {
     match owner.ask(&Request::Peers, |_| ())? {
         Event::Peers { node, peers } if !owner.json => {
             match node {
-                Some(node) => println!("this node  {}  at {}\n", node.id, node.listen),
+                Some(node) => println!("{}", swarm_text(&node)),
                 None => println!(
                     "this node is alone: set swarm.key_file or swarm.peers (`peersync swarm-key new`)"
                 ),
@@ -91,15 +93,62 @@ fn peer_table(peers: &[PeerInfo]) -> String {
             peer.id.clone(),
             address,
             if peer.lan { "LAN" } else { "remote" }.to_owned(),
+            zone(peer),
             tunnels,
             format!("{}/s", ByteSize(peer.speed)),
+            score(peer),
             ByteSize(peer.received_bytes).to_string(),
             ByteSize(peer.sent_bytes).to_string(),
             format!("{} late, {} wrong", peer.timeouts, peer.wrong_blocks),
         ]
     });
-    let heads = ["PEER", "ADDRESS", "WHERE", "TUNNELS", "V_CONN", "RECEIVED", "SENT", "PENALTIES"];
+    let heads = [
+        "PEER",
+        "ADDRESS",
+        "WHERE",
+        "ZONE",
+        "TUNNELS",
+        "V_CONN",
+        "SCORE",
+        "RECEIVED",
+        "SENT",
+        "PENALTIES",
+    ];
     table(heads, rows)
+}
+
+/// Country first, as far as it is told.
+fn zone(peer: &PeerInfo) -> String {
+    let parts = ["country", "provider", "state", "city"];
+    let told: Vec<&str> =
+        parts.iter().filter_map(|part| peer.zone.get(*part)).map(String::as_str).collect();
+    if told.is_empty() { "-".to_owned() } else { told.join("/") }
+}
+
+/// The score, and what it is made of.
+fn score(peer: &PeerInfo) -> String {
+    let points = |thousandths: u32| (f64::from(thousandths) / 1000.0).round();
+    let part = |name: &str| peer.score_parts.get(name).map_or(0.0, |value| points(*value));
+    format!("{} = net {}, pop {}", points(peer.score), part("net"), part("pop"))
+}
+
+/// This node, and its tracker.
+fn swarm_text(node: &SwarmNode) -> String {
+    let mut text = format!("this node  {}  at {}\n", node.id, node.listen);
+    let _ = match &node.tracker {
+        Some(tracker) if tracker.is_this_node => writeln!(
+            text,
+            "tracker    this node, for {} s: {}; {} nodes announce {} layers",
+            tracker.since_seconds, tracker.why, node.announced_nodes, node.announced_layers
+        ),
+        Some(tracker) => writeln!(
+            text,
+            "tracker    {}, for {} s: {}; this node has {}",
+            tracker.id, tracker.since_seconds, tracker.why, node.score
+        ),
+        None => writeln!(text, "tracker    none: look-ups go to all peers"),
+    };
+    text
 }
 
 pub(super) fn status(owner: &Owner) -> Result<(), Exit> {
@@ -157,6 +206,9 @@ fn status_text(status: &Status) -> String {
     );
     if let Some(metrics) = &status.metrics {
         let _ = writeln!(text, "metrics   {metrics}");
+    }
+    if let Some(node) = &status.swarm {
+        let _ = writeln!(text, "{}peers      {}", swarm_text(node), status.peers);
     }
     for (source, bytes) in &status.bytes {
         let _ = writeln!(text, "{source:<9} {}", ByteSize(*bytes));

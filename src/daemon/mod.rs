@@ -34,7 +34,6 @@ use crate::oci::registry;
 use crate::snapshotter::{self, BindError, Snapshotter, Socket, StartError};
 use crate::store::{OpenError, OpenOptions, Store, VerifyPolicy};
 use crate::telemetry::Counters;
-use crate::types::PeerId;
 use swarm::Swarm;
 
 /// An owner that was started for others ends when nothing has been mounted or
@@ -82,8 +81,8 @@ pub struct Node {
     key: SigningKey,
     runtime: Handle,
     started: Instant,
-    /// This node's name in its swarm, and where it listens.
-    swarm: Option<(PeerId, SocketAddr)>,
+    /// This node's part in its swarm.
+    swarm: Option<swarm::Joined>,
 }
 
 /// The snapshotter while it is served.
@@ -255,10 +254,10 @@ impl Node {
             socket,
             runtime,
             started: Instant::now(),
-            swarm: swarm.as_ref().map(Swarm::me),
+            swarm: swarm.as_ref().map(Swarm::joined),
         });
         if let Some(swarm) = swarm {
-            node.runtime.spawn(swarm::look_after(Arc::downgrade(&node), swarm));
+            swarm.take_part(&node);
         }
         node.catalog.set_status(Arc::new(report::Files::new(&node)));
         info!(store = %path.display(), ?role, "ready");

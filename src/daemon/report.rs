@@ -9,6 +9,7 @@ use tracing::warn;
 use super::Node;
 use crate::admin::{
     ImageInfo, LayerInfo, MountInfo, PeerInfo, Progress, Stage, Status, StoreInfo, SwarmNode,
+    TrackerInfo,
 };
 use crate::fetch::tunnel::{Near, Transport};
 use crate::fetch::{PeerStatus, Sources, WorkKind};
@@ -52,14 +53,42 @@ impl Node {
             counters: all,
             mounts: self.mounts.list().iter().map(mount_info).collect(),
             work: self.work(),
+            swarm: self.swarm_node(),
+            peers: self.engine.links().len() as u64,
             metrics: self.operator().map(|address| format!("http://{address}/metrics")),
         }
     }
 
     /// This node among its peers.
     pub(super) fn peers(&self) -> (Option<SwarmNode>, Vec<PeerInfo>) {
-        let node = self.swarm.map(|(id, listen)| SwarmNode { id: id.to_string(), listen });
-        (node, self.engine.peers().iter().map(peer_info).collect())
+        (self.swarm_node(), self.engine.peers().iter().map(peer_info).collect())
+    }
+
+    fn swarm_node(&self) -> Option<SwarmNode> {
+        let swarm = self.swarm.as_ref()?;
+        let seen = swarm.view.seen();
+        let tracker = seen.tracker.map(|office| TrackerInfo {
+            id: office.id.to_string(),
+            is_this_node: office.is_me,
+            score: office.score,
+            since_seconds: office.since.elapsed().as_secs(),
+            why: format!(
+                "the highest stability of its partition when it was elected, {} of 1000{}",
+                office.score,
+                if office.is_me { "" } else { ", and its beats come every second" },
+            ),
+        });
+        let (lookups_answered, lookups_failed) = seen.lookups;
+        Some(SwarmNode {
+            id: swarm.id.to_string(),
+            listen: swarm.listen,
+            score: seen.score,
+            tracker,
+            announced_nodes: seen.nodes as u64,
+            announced_layers: seen.layers as u64,
+            lookups_answered,
+            lookups_failed,
+        })
     }
 
     /// Number of the layers' objects, and bytes of them that are here.
@@ -121,6 +150,10 @@ impl Node {
             nodes: index.tree().len().into(),
             content_bytes: progress.total,
             resident_bytes: progress.resident,
+            popularity: self
+                .swarm
+                .as_ref()
+                .map_or(0, |swarm| thousandths(swarm.view.popularity(first))),
         })
     }
 
@@ -166,10 +199,16 @@ fn peer_info(peer: &PeerStatus) -> PeerInfo {
         Transport::Tcp => "tcp".to_owned(),
         Transport::Quic => "quic".to_owned(),
     };
+    let score = peer.standing.map(|standing| standing.score).unwrap_or_default();
     PeerInfo {
         id: peer.id.to_string(),
         address: peer.address,
         lan: peer.near == Near::Lan,
+        zone: zone(&peer.zone),
+        score: thousandths(score.utility),
+        score_parts: [("net", score.net), ("pop", score.pop), ("custom", score.custom)]
+            .map(|(name, value)| (name.to_owned(), thousandths(value)))
+            .into(),
         tunnels: peer.tunnels.iter().map(tunnel).collect(),
         speed: peer.standing.map_or(0, |standing| standing.speed as u64),
         received_bytes: peer.received,
@@ -178,6 +217,22 @@ fn peer_info(peer: &PeerStatus) -> PeerInfo {
         wrong_blocks: peer.wrong,
         connected_seconds: peer.connected.as_secs(),
     }
+}
+
+fn thousandths(points: f64) -> u32 {
+    (points * 1000.0).round() as u32
+}
+
+/// The parts of a zone that are told.
+fn zone(zone: &crate::wire::Zone) -> BTreeMap<String, String> {
+    let parts = [
+        ("country", &zone.country),
+        ("provider", &zone.isp),
+        ("state", &zone.state),
+        ("city", &zone.city),
+    ];
+    let told = parts.into_iter().filter(|(_, value)| !value.is_empty());
+    told.map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
 /// A mount as it is told to clients.

@@ -3,13 +3,22 @@
 //! - `beacon`: what a node calls into its LAN, and what it makes of others' calls;
 //! - `neighbours`: whom of those it has heard it knows, bounded;
 //! - `multicast`: the sockets around these two;
-//! - `elect`: which node of a partition is its tracker.
+//! - `elect`: which node of a partition is its tracker, with `claim`, the signatures;
+//! - `tracker`: what a tracker knows of who holds what;
+//! - `lookups`: questions to a tracker, and whether it is of use;
+//! - `popularity`: which layers are rare, and who holds such;
+//! - `differences`: how sets are told so that gaps show.
 //!
 //! All but `multicast` are values and machines that take the time as an argument.
 //! This module knows neither the store nor the fetch engine: the composition root
 //! carries what it finds to them.
 
 pub mod beacon;
+pub mod claim;
+pub mod differences;
 pub mod elect;
+pub mod lookups;
 pub mod multicast;
 pub mod neighbours;
+pub mod popularity;
+pub mod tracker;

@@ -50,6 +50,20 @@ pub enum Kind {
     Layers = 0x25,
     /// How far the sender's first pass over a layer is.
     Passed = 0x26,
+    /// The greatest claim to be tracker that the sender knows.
+    Claim = 0x40,
+    /// The sender has the other's beats from elsewhere.
+    Prune = 0x41,
+    /// The sender wants the other's beats.
+    Graft = 0x42,
+    /// Asks a tracker who holds layers.
+    WhoHas = 0x43,
+    /// A tracker's answer.
+    Holders = 0x44,
+    /// What the sender's images are made of.
+    Images = 0x45,
+    /// What the other says of layers and images has a gap.
+    Again = 0x46,
     /// Asks for content.
     Request = 0x30,
     /// A request is of no use any more.
@@ -84,6 +98,13 @@ impl Kind {
             0x24 => Self::Ask,
             0x25 => Self::Layers,
             0x26 => Self::Passed,
+            0x40 => Self::Claim,
+            0x41 => Self::Prune,
+            0x42 => Self::Graft,
+            0x43 => Self::WhoHas,
+            0x44 => Self::Holders,
+            0x45 => Self::Images,
+            0x46 => Self::Again,
             0x30 => Self::Request,
             0x31 => Self::Cancel,
             0x32 => Self::Head,
@@ -100,7 +121,9 @@ impl Kind {
     pub fn body_max(self) -> u32 {
         match self {
             Self::Hello => 4 << 10,
-            Self::Have | Self::Layers => FRAME_MAX,
+            Self::Have | Self::Layers | Self::Images => FRAME_MAX,
+            Self::Holders => 32 << 10,
+            Self::WhoHas => 1 << 10,
             Self::Getting => 8 << 10,
             Self::Data => DATA_BODY_MAX,
             _ => 256,
@@ -110,16 +133,14 @@ impl Kind {
     /// Whether a node that does not know the kind may skip it: what is only
     /// about doing better is, what an answer depends on is not.
     fn is_optional(self) -> bool {
-        matches!(
-            self,
-            Self::Wants | Self::Getting | Self::Ask | Self::Layers | Self::Passed | Self::Bringing
-        )
+        matches!(self, Self::Wants | Self::Getting | Self::Ask | Self::Layers | Self::Passed)
+            || matches!((self as u8) >> 4, 4 | 6)
     }
 
     /// Whether such frames are news rather than content or its bookkeeping; a
     /// receiver limits their rate.
     pub fn is_news(self) -> bool {
-        matches!((self as u8) >> 4, 1 | 2 | 6)
+        matches!((self as u8) >> 4, 1 | 2 | 4 | 6)
     }
 }
 

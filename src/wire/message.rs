@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::blockset::BlockSet;
 use super::codec::{Reader, WireError};
+use super::control::Control;
 use super::frame::{HEADER, Header, Kind};
 use super::have::Holding;
 use super::hello::Hello;
@@ -90,6 +91,8 @@ pub enum Message {
         /// Whether it still does.
         on: bool,
     },
+    /// About trackers.
+    Control(Control),
     /// Asks for content.
     Request(Request),
     /// A request is of no use any more.
@@ -311,6 +314,7 @@ impl Message {
             Self::Layers { .. } => Kind::Layers,
             Self::Passed { .. } => Kind::Passed,
             Self::Bringing { .. } => Kind::Bringing,
+            Self::Control(control) => control.kind(),
             Self::Request(_) => Kind::Request,
             Self::Cancel(_) => Kind::Cancel,
             Self::Head(_) => Kind::Head,
@@ -384,6 +388,7 @@ impl Message {
                 out.extend(name.as_bytes());
                 out.push(u8::from(*on));
             }
+            Self::Control(control) => control.encode(out),
             Self::Request(request) => request.encode(out),
             Self::Cancel(request) => out.extend(request.to_le_bytes()),
             Self::Head(head) => head.encode(out),
@@ -416,6 +421,9 @@ impl Message {
     }
 
     fn decode_body(kind: Kind, r: &mut Reader<'_>) -> Result<Self, WireError> {
+        if let Some(control) = Control::decode(kind, r)? {
+            return Ok(Self::Control(control));
+        }
         Ok(match kind {
             Kind::Hello => Self::Hello(Hello::decode(r)?),
             Kind::Refuse => Self::Refuse(Refusal::from_code(r.u8()?)),
@@ -456,7 +464,14 @@ impl Message {
             Kind::NotHave => Self::NotHave { request: r.u64()?, first: r.u64()?, count: r.u32()? },
             Kind::Busy => Self::Busy { request: r.u64()?, retry_ms: r.u32()? },
             Kind::End => Self::End { request: r.u64()?, end: End::decode(r.u8()?)? },
-            Kind::Data => return Err(WireError::Invalid("data is not a message")),
+            Kind::Data
+            | Kind::Claim
+            | Kind::Prune
+            | Kind::Graft
+            | Kind::WhoHas
+            | Kind::Holders
+            | Kind::Images
+            | Kind::Again => return Err(WireError::Invalid("not a message")),
         })
     }
 }

@@ -14,6 +14,7 @@
 
 mod blockset;
 mod codec;
+mod control;
 pub mod frame;
 mod fuzz;
 mod have;
@@ -23,6 +24,10 @@ mod request;
 
 pub use blockset::{BLOCKS_MAX, BlockSet, RUNS_MAX};
 pub use codec::WireError;
+pub use control::{
+    ASKED_MAX, Control, HOLDERS_MAX, Holder, IMAGE_LAYERS_MAX, IMAGES_LAYERS_MAX, IMAGES_MAX,
+    SignedClaim,
+};
 pub use frame::{FRAME_MAX, HEADER, Header, Kind};
 pub use fuzz::{fuzz_frames, fuzz_handshake, fuzz_message};
 pub use have::{Applied, HOMES_MAX, Holding, Journal, Ledger, LedgerError, Mark, OBJECTS_MAX};

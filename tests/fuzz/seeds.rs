@@ -9,10 +9,10 @@ use peersync::layer::root::{LayerRoot, PartRef, RootBody};
 use peersync::layer::seek::{Entry, SeekPoint, SeekTableBuilder};
 use peersync::layer::skeleton::SkeletonWriter;
 use peersync::layer::tree::TreeLimits;
-use peersync::types::{BlockHash, Digest, ObjectId};
+use peersync::types::{BlockHash, Digest, ObjectId, PeerId};
 use peersync::wire::{
-    Class, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head, Hello, Holding, Home,
-    LayerNews, Limits, Message, Refusal, Request, Stage, Zone,
+    Class, Control, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head, Hello, Holder,
+    Holding, Home, LayerNews, Limits, Message, Refusal, Request, SignedClaim, Stage, Zone,
 };
 
 fn main() {
@@ -130,6 +130,7 @@ fn messages() {
         Message::Close(Refusal::Shutdown),
     ];
     all.extend((1..).zip(extents).map(request));
+    all.extend(about_trackers(blob).map(Message::Control));
     let mut stream = vec![0];
     for (n, message) in all.iter().enumerate() {
         let frame = message.to_frame();
@@ -139,6 +140,31 @@ fn messages() {
     write("wire", "stream", &stream);
     write("handshake", "stranger", &[&[0][..], &hello.to_frame()].concat());
     write("handshake", "member", &[&[1][..], &hello.to_frame()].concat());
+}
+
+fn about_trackers(blob: Digest) -> [Control; 7] {
+    let peer = PeerId([9; 32]);
+    let address = std::net::SocketAddr::from(([10, 1, 0, 2], 7400));
+    let claim = SignedClaim {
+        tracker: peer,
+        score: 700,
+        sequence: 1 << 50,
+        settled: true,
+        signature: [3; 64],
+        age_ms: 12,
+        abroad: false,
+        address: Some(address),
+    };
+    let holders = vec![vec![Holder { peer, address, whole: true }], Vec::new()];
+    [
+        Control::Claim(claim),
+        Control::Prune,
+        Control::Graft { known: Some((peer, 7)) },
+        Control::WhoHas { id: 1, layers: vec![blob] },
+        Control::Holders { id: 1, layers: holders },
+        Control::Images { full: true, number: 0, images: vec![(1, Some(vec![2, 3])), (4, None)] },
+        Control::Again,
+    ]
 }
 
 fn archives() -> Vec<(&'static str, Vec<u8>)> {

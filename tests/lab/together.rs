@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{needs_mounts, run, wait_until};
+use crate::harness::{lab_images, needs_mounts, run, wait_until};
 use crate::world::{Lab, Node, Plan};
 
 /// What the issue grants the nodes of a LAN to find each other.
@@ -119,4 +119,110 @@ fn a_node_in_two_lans_is_near_in_both_and_is_called_once() {
     }
     // Whoever is only in the other LAN is not known without it.
     assert!(!known(lab.node(1, 2)).contains(&names[2]));
+}
+
+/// Who is tracker in the eyes of a node.
+fn tracker(node: &Node) -> Option<String> {
+    peers(node)["node"]["tracker"]["id"].as_str().map(str::to_owned)
+}
+
+/// The one tracker that all these nodes follow and that is one of them.
+fn one_tracker(nodes: &[&Node]) -> Option<usize> {
+    let seen: BTreeSet<Option<String>> = nodes.iter().map(|node| tracker(node)).collect();
+    let id = seen.first().cloned().flatten().filter(|_| seen.len() == 1)?;
+    nodes.iter().position(|node| name(node) == id)
+}
+
+/// Two LANs with one key, and nothing else but one address, in the second LAN.
+fn across(plan: &Plan) -> (Lab, String, String) {
+    let lab = Lab::build(plan);
+    let key = swarm_key(&lab, "key");
+    let config = format!("[swarm]\nkey_file = {key:?}\n");
+    let bridge = format!("{config}peers = [\"{}:7400\"]\n", lab.node(1, 1).address());
+    (lab, config, bridge)
+}
+
+/// Between two elections: the beats of the old tracker must have stayed away for 3 s,
+/// and the new one waits 1.3 s for a better one.
+const ELECTED: Duration = Duration::from_secs(5);
+/// The first election waits besides until whoever starts has listened.
+const FIRST: Duration = Duration::from_secs(8);
+
+#[test]
+fn two_lans_have_one_tracker_that_leads_to_holders_and_is_replaced_when_it_dies() {
+    needs_mounts!();
+    let (mut lab, config, bridge) = across(&Plan::of(2, 3));
+    let layout = lab_images().join("oci");
+    let image = lab.registry.push(&layout, "v1", "test/small:v1");
+    start(&mut lab.nodes_mut()[..3], &config);
+    start(&mut lab.nodes_mut()[3..4], &bridge);
+    start(&mut lab.nodes_mut()[4..], &config);
+    let nodes: Vec<&Node> = lab.nodes().iter().collect();
+    wait_until("one tracker for both LANs", FIRST, || one_tracker(&nodes).is_some());
+
+    // A holder that the reader's LAN has no tunnel to, and no registry.
+    lab.node(1, 2).run(&["pull", &image]);
+    let place = one_tracker(&nodes).expect("as before");
+    let announced = |node: &Node| peers(node)["node"]["announced_layers"].as_u64().unwrap_or(0);
+    if place != 1 {
+        wait_until("the tracker knows", ELECTED, || announced(nodes[place]) > 0);
+    }
+    lab.registry.stop();
+    let reader = lab.node(2, 3);
+    let holder = name(lab.node(1, 2));
+    let was_known = known(reader).contains(&holder);
+    reader.run(&["pull", &image]);
+    assert!(reader.bytes("remote") > 0 && reader.bytes("registry") == 0, "{}", reader.status());
+    assert!(known(reader).contains(&holder) || was_known);
+    lab.registry.start();
+
+    // The tracker dies; look-ups go on, and another one is elected.
+    let place = one_tracker(&lab.nodes().iter().collect::<Vec<_>>()).expect("one");
+    let dead = name(&lab.nodes()[place]);
+    lab.nodes_mut()[place].kill();
+    let began = Instant::now();
+    let alive: Vec<&Node> = lab.nodes().iter().filter(|node| node.runs()).collect();
+    let model = lab.registry.push(&layout, "v2", "test/small:v2");
+    alive[0].run(&["pull", &model]);
+    wait_until("another tracker", ELECTED, || {
+        one_tracker(&alive).is_some_and(|place| name(alive[place]) != dead)
+    });
+    eprintln!("another tracker after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_cut_line_makes_two_trackers_and_a_mended_one_makes_them_one() {
+    needs_mounts!();
+    let (mut lab, config, bridge) = across(&Plan::of(2, 2));
+    start(&mut lab.nodes_mut()[..2], &config);
+    start(&mut lab.nodes_mut()[2..3], &bridge);
+    start(&mut lab.nodes_mut()[3..], &config);
+    let of = |lan: usize| lab.nodes()[2 * lan..2 * lan + 2].iter().collect::<Vec<_>>();
+    let all: Vec<&Node> = lab.nodes().iter().collect();
+    wait_until("one tracker", FIRST, || one_tracker(&all).is_some());
+    lab.network.set_line(2, false);
+    wait_until("two trackers", ELECTED + ELECTED, || {
+        matches!((one_tracker(&of(0)), one_tracker(&of(1))), (Some(_), Some(_)))
+    });
+    lab.network.set_line(2, true);
+    // Tunnels through the cut end after 30 s of silence; then they are opened anew.
+    wait_until("one tracker again", Duration::from_secs(60), || one_tracker(&all).is_some());
+}
+
+#[test]
+fn without_multicast_and_without_peers_the_registry_serves() {
+    needs_mounts!();
+    let mut lab = Lab::build(&Plan::of(1, 2));
+    let key = swarm_key(&lab, "key");
+    for node in lab.nodes() {
+        node.space.iptables("-A INPUT -p udp --dport 7402 -j DROP");
+    }
+    let layout = lab_images().join("oci");
+    let image = lab.registry.push(&layout, "v1", "test/small:v1");
+    start(lab.nodes_mut(), &format!("[swarm]\nkey_file = {key:?}\n"));
+    for node in lab.nodes() {
+        node.run(&["pull", &image]);
+        assert!(node.bytes("registry") > 0 && node.bytes("lan") == 0, "{}", node.status());
+        assert_eq!(known(node), BTreeSet::new());
+    }
 }

@@ -2,11 +2,16 @@
 //!
 //! - `members`: who is let in, by the configuration's files and addresses;
 //! - `lan`: which addresses are near;
-//! - `beacons`: neighbours that are found by multicast.
+//! - `beacons`: neighbours that are found by multicast;
+//! - `control`: elections, trackers and popularity, with `own`, what this node holds,
+//!   and `view`, what reports and other parts of the node see of it.
 
 mod beacons;
+mod control;
 mod lan;
 mod members;
+mod own;
+mod view;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -19,11 +24,13 @@ use self::beacons::Beacons;
 use self::lan::Lan;
 pub(super) use self::members::SwarmError;
 use self::members::{Files, membership, resolve, say_who_is_trusted};
+use self::view::View;
 use super::{Node, Role};
 use crate::config::{Config, PeerAddress, SwarmConfig};
 use crate::fetch::tunnel::{BindError, Endpoint, Events, Settings, Target, UploadLimits};
 use crate::fetch::{Engine, StoreServer};
 use crate::identity::{Membership, NodeKey};
+use crate::types::PeerId;
 
 /// Key files, the lists of revoked nodes and the addresses of this machine are
 /// looked at again after this long.
@@ -44,6 +51,17 @@ pub(super) struct Swarm {
     key: NodeKey,
     /// Neighbours that call into the LAN, in a swarm with a key.
     beacons: Option<Beacons>,
+    view: Arc<View>,
+}
+
+/// A node's part in the swarm, as the rest of the node sees it.
+pub(super) struct Joined {
+    /// The node's name.
+    pub(super) id: PeerId,
+    /// Where it listens.
+    pub(super) listen: SocketAddr,
+    /// Trackers and popularity.
+    pub(super) view: Arc<View>,
 }
 
 impl Swarm {
@@ -86,6 +104,7 @@ impl Swarm {
             seen,
             key: key.clone(),
             beacons: None,
+            view: Arc::default(),
         };
         joined.call(engine, &addresses);
         joined.beacon(engine, &trusted);
@@ -95,9 +114,17 @@ impl Swarm {
         Ok(Some(joined))
     }
 
-    /// This node's name in the swarm, and where it listens.
-    pub(super) fn me(&self) -> (crate::types::PeerId, SocketAddr) {
-        (self.endpoint.me(), self.endpoint.address())
+    /// What others may see of it.
+    pub(super) fn joined(&self) -> Joined {
+        let (id, listen) = (self.endpoint.me(), self.endpoint.address());
+        Joined { id, listen, view: Arc::clone(&self.view) }
+    }
+
+    /// Takes part from now on, as long as there is a node.
+    pub(super) fn take_part(self, node: &Arc<Node>) {
+        let part = control::run(Arc::downgrade(node), self.key.clone(), Arc::clone(&self.view));
+        node.runtime.spawn(part);
+        node.runtime.spawn(look_after(Arc::downgrade(node), self));
     }
 
     fn call(&mut self, engine: &Engine, addresses: &[(SocketAddr, PeerAddress)]) {
@@ -142,8 +169,8 @@ impl Swarm {
     }
 }
 
-/// Looks after the swarm as long as there is a node.
-pub(super) async fn look_after(node: Weak<Node>, mut swarm: Swarm) {
+/// Looks after files, addresses and beacons as long as there is a node.
+async fn look_after(node: Weak<Node>, mut swarm: Swarm) {
     let by_name = swarm.config.peers.iter().any(|peer| peer.host.parse::<IpAddr>().is_err());
     for look in 1u32.. {
         tokio::time::sleep(LOOK).await;

@@ -4,13 +4,11 @@
 //! caller's choice that never goes backwards, and has bounded memory.
 
 mod piece_time;
-mod popularity;
 mod rtt;
 mod score;
 mod speed;
 
 pub use piece_time::{PieceTime, Quantile};
-pub use popularity::{ImageLayers, LAMBDA, LayerSets, PEERS_MAX as POPULARITY_PEERS_MAX};
 pub use rtt::{RttWindow, TAU_DEFAULT, TAU_MAX, TAU_MIN};
 pub use score::{
     CustomScore, LAN_NET, NoCustomScore, PeerSpeed, ROUND, SpeedWindow, TAU_S, TEMPERATURE,

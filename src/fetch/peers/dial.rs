@@ -25,26 +25,32 @@ const MET_MAX: usize = 200;
 impl Engine {
     /// Opens a tunnel to a node that discovery has found, unless there is one, or
     /// it is being called. One try: whoever finds it again calls again.
-    pub fn meet(&self, target: Target) {
+    /// `false`: that was not to be done, or can't be now.
+    pub fn meet(&self, target: Target) -> bool {
         let mut state = self.inner.state();
-        let Some(net) = state.net.as_mut() else { return };
+        let Some(net) = state.net.as_mut() else { return false };
         let connected = |id| net.peers.get(&id).is_some_and(|peer| !peer.tunnels.is_empty());
         let busy = net.meeting.len() >= MEETINGS_MAX || net.peers.len() >= MET_MAX;
         let me = target.peer == Some(net.endpoint.me());
         if me || busy || target.peer.is_some_and(connected) || !net.meeting.insert(target.address) {
-            return;
+            return false;
         }
         let (endpoint, inner) = (Arc::clone(&net.endpoint), Arc::downgrade(&self.inner));
         self.inner.handle.spawn(async move {
-            if let Err(error) = endpoint.open(target).await {
-                debug!(address = %target.address, "a node that was found: {error}");
-            }
+            let opened = endpoint.open(target).await;
             let Some(inner) = inner.upgrade() else { return };
             if let Some(net) = inner.state().net.as_mut() {
                 net.meeting.remove(&target.address);
                 net.links.notify_waiters();
             }
+            // That it is open is told as an event of its own.
+            let Err(error) = opened else { return };
+            debug!(address = %target.address, "a node that was found: {error}");
+            if let Some(peer) = target.peer {
+                inner.not_met(&peer);
+            }
         });
+        true
     }
 
     /// Whoever needs peers right after the start waits so long for those that

@@ -127,6 +127,7 @@ fn believable(inner: &Inner, root: &LayerRoot) -> Result<(), String> {
 impl Inner {
     /// The roots that peers have of a blob's index, neighbours' first.
     async fn roots(self: &Arc<Self>, blob: &Digest) -> Vec<(PeerId, LayerRoot)> {
+        self.find(blob).await;
         let found = self.gather(&Want::Roots { blob: *blob }).await;
         let root = |(peer, piece)| match piece {
             Content::Root { root, .. } => Some((peer, *root)),

@@ -78,6 +78,9 @@ impl Inner {
         self.tell(&mut state, Event::PeerUp { peer, near: near(info.near) });
         self.tell(&mut state, Event::TunnelUp { peer, tunnel: info.id, rtt: info.rtt });
         self.greet(&mut state, &peer);
+        if let Some(net) = state.net.as_mut() {
+            net.met(&peer);
+        }
     }
 
     fn on_down(self: &Arc<Self>, peer: PeerId, id: TunnelId, why: &Ended) {
@@ -96,6 +99,7 @@ impl Inner {
 
         if entry.news == Some(id) {
             entry.news = None;
+            net.findings.nudge();
         }
         if gone {
             net.left_passes(&self.spools, &peer);

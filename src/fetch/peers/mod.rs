@@ -8,6 +8,7 @@
 //! - `relay` has one neighbour read what has no index, and hands it on;
 //! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
 //!   reads a whole blob for the mirror;
+//! - `control` is the seam to the node's part in the swarm: trackers, discovery;
 //! - `dial` keeps connections to addresses that were given.
 //!
 //! Invariants: every table is bounded by the tunnels (512), by the requests in
@@ -15,6 +16,7 @@
 //! the lock is held: a full tunnel is an answer.
 
 mod ask;
+mod control;
 mod dial;
 mod index;
 mod listen;
@@ -33,6 +35,8 @@ use tokio::sync::Notify;
 pub use self::passes::{LanPass, LanTurn};
 
 use self::ask::{Asked, Assemblies};
+use self::control::Findings;
+pub use self::control::{Control, Link};
 use self::news::{Heard, Listener, LookUp};
 use self::question::Questions;
 use super::driver::State;
@@ -41,7 +45,7 @@ use super::relay::Party;
 use super::schedule;
 use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId};
 use crate::types::{Digest, PeerId};
-use crate::wire::{Home, Journal, Ledger};
+use crate::wire::{Home, Journal, Ledger, Zone};
 
 pub use relay::Relay;
 
@@ -68,6 +72,7 @@ pub(super) struct Net {
     /// Exact blobs that this node is at, for its LAN.
     passing: HashSet<Digest>,
     lookups: HashMap<Home, LookUp>,
+    findings: Findings,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
     /// Addresses that are called for the first time.
@@ -115,6 +120,8 @@ pub struct PeerStatus {
     pub id: PeerId,
     /// Where it is.
     pub near: Near,
+    /// Where it says it is in the world.
+    pub zone: Zone,
     /// Where it can be called, if anywhere.
     pub address: Option<SocketAddr>,
     /// Open tunnels, by transport.
@@ -157,6 +164,7 @@ impl Engine {
             announced: HashSet::new(),
             passing: HashSet::new(),
             lookups: HashMap::new(),
+            findings: Findings::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
             expected: None,
@@ -186,12 +194,13 @@ impl Engine {
     pub fn peers(&self) -> Vec<PeerStatus> {
         let state = self.inner.state();
         let Some(net) = &state.net else { return Vec::new() };
+        let standings = state.scheduler.standings();
         let mut peers: Vec<PeerStatus> = net
             .peers
             .iter()
             .filter(|(_, peer)| !peer.tunnels.is_empty())
             .map(|(id, peer)| {
-                let standing = state.scheduler.standing(id);
+                let standing = standings.get(id).copied();
                 PeerStatus { standing, ..net.status(*id, peer) }
             })
             .collect();
@@ -213,6 +222,7 @@ impl Net {
         PeerStatus {
             id,
             near: peer.near,
+            zone: tunnels().next().map(|tunnel| tunnel.info().zone.clone()).unwrap_or_default(),
             address: peer.address,
             tunnels: tunnels().map(|tunnel| tunnel.info().transport).collect(),
             received: peer.received,

@@ -80,7 +80,11 @@ impl Inner {
             Message::Getting { object, blocks, on } => self.on_getting(peer, object, &blocks, on),
             Message::Ask { object, index } => self.on_ask(peer, object, index),
             Message::Passed { blob, stage, pieces } => self.on_passed(peer, blob, stage, pieces),
-            // What others know of layers in general.
+            message @ (Message::Layers { .. } | Message::Control(_)) => {
+                if let Some(net) = self.state().net.as_ref() {
+                    net.findings.said(peer, message);
+                }
+            }
             _ => {}
         }
     }
@@ -242,6 +246,7 @@ impl Inner {
             return;
         }
         entry.answered.clear();
+        net.findings.nudge();
         let near = entry.near;
         for home in net.homes.clone() {
             net.subscribe(peer, home);
@@ -256,6 +261,13 @@ impl Inner {
             }
             net.tell_passes(&self.spools, &**link);
         }
+    }
+}
+
+impl LookUp {
+    /// Another peer is to answer before it is over.
+    pub(super) fn wait_for(&mut self, peer: PeerId) {
+        self.waiting.insert(peer);
     }
 }
 
@@ -319,20 +331,30 @@ impl Net {
         let asked = asked.filter(|(_, peer)| peer.news.is_some());
         let waiting: HashSet<PeerId> =
             asked.filter(|(_, peer)| !peer.answered.contains(&home)).map(|(id, _)| *id).collect();
-        if waiting.is_empty() {
-            self.lookups.remove(&home);
-            return Some(self.found(home, lan));
+        // While neighbours are asked the tracker is, too; who is beyond the LAN is
+        // known the sooner then.
+        if let Home::Layer(blob) = home {
+            self.findings.look(blob);
         }
         self.lookups.insert(home, LookUp { lan, waiting });
-        None
+        self.end_look_up(home).map(|(_, found)| found)
     }
 
     /// A peer has told all that it holds of a home. Gives where was looked, and
     /// whether anything was found, once it was the last.
     fn answered(&mut self, peer: &PeerId, home: Home) -> Option<(bool, bool)> {
-        let lookup = self.lookups.get_mut(&home)?;
-        lookup.waiting.remove(peer);
-        if !lookup.waiting.is_empty() {
+        self.lookups.get_mut(&home)?.waiting.remove(peer);
+        self.end_look_up(home)
+    }
+
+    /// Ends a look-up that waits for nobody any more: as [`Net::answered`].
+    pub(super) fn end_look_up(&mut self, home: Home) -> Option<(bool, bool)> {
+        let lookup = self.lookups.get(&home)?;
+        let named = match home {
+            Home::Layer(blob) if !lookup.lan => self.findings.is_over(&blob),
+            _ => true,
+        };
+        if !lookup.waiting.is_empty() || !named {
             return None;
         }
         let lan = self.lookups.remove(&home)?.lan;

@@ -45,7 +45,7 @@ pub use model::*;
 pub use plan::{Lane as PlanLane, Piece as PlanPiece, Placed, pre_schedule};
 pub use registry::{DUPLICATE_DISTANCE, GAP, RUN_BULK, RUN_MIN, RUN_READER};
 pub use sizes::{WIRE_MAX, assignment, bulk_cap, line_holds, wire_request};
-pub use swarm::Standing;
+pub use swarm::{ScoreParts, Standing};
 
 use self::holdings::Holdings;
 use self::homes::Homes;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::model::{Near, Settings, Time, TunnelId};
 use super::peer_set::{PeerSet, Slot};
+use super::swarm::ScoreParts;
 use super::table::Ref;
 use super::{plan, sizes};
 use crate::fetch::estimate::{
@@ -320,6 +321,22 @@ impl Peers {
         }
         self.choose_candidates(now, settings, rng);
         changes
+    }
+
+    /// The score of every peer, as [`Self::choose_candidates`] reckons it.
+    pub(super) fn scores(&self, now: Time, settings: &Settings) -> Vec<(Slot, ScoreParts)> {
+        let peers: Vec<(Slot, &Peer)> = self.iter().collect();
+        let speeds: Vec<PeerSpeed<'_>> = peers
+            .iter()
+            .map(|(slot, peer)| PeerSpeed { lan: self.lan.contains(*slot), window: &peer.window })
+            .collect();
+        let weights = settings.weights.normalised();
+        let score = |(net, (slot, peer)): (f64, (Slot, &Peer))| {
+            let (pop, custom) = (peer.pop, peer.custom);
+            let utility = utility(weights, net, pop, custom);
+            (slot, ScoreParts { utility, net, pop, custom })
+        };
+        net_scores(now, &speeds).into_iter().zip(peers).map(score).collect()
     }
 
     fn choose_candidates(&mut self, now: Time, settings: &Settings, rng: &mut fastrand::Rng) {

@@ -1,5 +1,6 @@
 //! Peers come and go, and tell what they have, get and want.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -24,14 +25,39 @@ pub struct Standing {
     pub timeouts: u32,
     /// Wrong blocks that it sent.
     pub strikes: u32,
+    /// Whom to ask, eq. (6), 0 to 100.
+    pub score: ScoreParts,
+}
+
+/// A peer's score and what it is made of, each 0 to 100.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoreParts {
+    /// The whole: `U` of eq. (6).
+    pub utility: f64,
+    /// By observed speed: `net`, eq. (2) and (3).
+    pub net: f64,
+    /// By what it holds: `pop`, eq. (5).
+    pub pop: f64,
+    /// By the site's policy.
+    pub custom: f64,
 }
 
 impl Scheduler {
-    /// What is thought of a peer that is there.
-    pub fn standing(&self, id: &PeerId) -> Option<Standing> {
-        let peer = self.peers.get(self.peers.slot(id)?)?;
-        let (timeouts, strikes) = (peer.timeouts, peer.strikes);
-        Some(Standing { speed: peer.speed, tunnels: peer.wanted, timeouts, strikes })
+    /// What is thought of the peers that are there.
+    pub fn standings(&self) -> BTreeMap<PeerId, Standing> {
+        let scores = self.peers.scores(self.now, &self.settings);
+        let of = |(slot, score): (Slot, ScoreParts)| {
+            let peer = self.peers.get(slot)?;
+            let standing = Standing {
+                speed: peer.speed,
+                tunnels: peer.wanted,
+                timeouts: peer.timeouts,
+                strikes: peer.strikes,
+                score,
+            };
+            Some((peer.id, standing))
+        };
+        scores.into_iter().filter_map(of).collect()
     }
 
     pub(super) fn on_peer_up(&mut self, id: PeerId, near: Near) {

@@ -141,7 +141,7 @@ pub trait Tunnel: Send + Sync + fmt::Debug + 'static {
     fn cancel(&self, request: RequestId);
 
     /// Tells the peer news: `Subscribe`, `Have`, `Wants`, `Getting`, `Ask`,
-    /// `Layers` and `Passed`.
+    /// `Layers`, `Passed` and `Control`.
     ///
     /// # Errors
     /// [`SendError`].
@@ -259,7 +259,7 @@ pub enum EventKind {
     /// A round trip was measured.
     Rtt(Duration),
     /// The peer tells something: `Subscribe`, `Have`, `Wants`, `Getting`, `Ask`,
-    /// `Layers` or `Passed`.
+    /// `Layers`, `Passed` or `Control`.
     News(Message),
 }
 

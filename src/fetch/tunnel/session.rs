@@ -420,7 +420,8 @@ impl Tunnel for Session {
             | Message::Ask { .. }
             | Message::Layers { .. }
             | Message::Passed { .. }
-            | Message::Bringing { .. } => self.send(&news),
+            | Message::Bringing { .. }
+            | Message::Control(_) => self.send(&news),
             _ => Err(SendError::NotNews),
         }
     }

@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{BLOCK_MAX, BlockHash};
+use crate::types::{BLOCK_MAX, BlockHash, PeerId};
+use crate::wire::control::{ASKED_MAX, HOLDERS_MAX, Holder, SignedClaim};
 use crate::wire::request::{Class, Encoding, Extent, Item, Place};
 use crate::wire::{Features, Limits, PROOFS_MAX, RUN_MAX, Zone, fuzz_frames, fuzz_message};
 
@@ -121,6 +122,63 @@ fn layers() -> impl Strategy<Value = Message> {
         .prop_map(|(full, number, layers)| Message::Layers { full, number, layers })
 }
 
+fn address() -> impl Strategy<Value = std::net::SocketAddr> {
+    prop_oneof![
+        (any::<[u8; 4]>(), any::<u16>()).prop_map(std::net::SocketAddr::from),
+        (any::<[u8; 16]>(), any::<u16>()).prop_map(std::net::SocketAddr::from),
+    ]
+}
+
+fn peer() -> impl Strategy<Value = PeerId> {
+    any::<[u8; 32]>().prop_map(PeerId)
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    let claim = (
+        (peer(), any::<u16>(), any::<u64>(), any::<[bool; 2]>()),
+        (any::<[[u8; 32]; 2]>(), any::<u32>(), prop::option::of(address())),
+    )
+        .prop_map(
+            |((tracker, score, sequence, [settled, abroad]), ([a, b], age_ms, address))| {
+                let mut signature = [0; 64];
+                signature[..32].copy_from_slice(&a);
+                signature[32..].copy_from_slice(&b);
+                let claim = SignedClaim {
+                    tracker,
+                    score,
+                    sequence,
+                    settled,
+                    signature,
+                    age_ms,
+                    abroad,
+                    address,
+                };
+                Control::Claim(claim)
+            },
+        );
+    let holder = (peer(), address(), any::<bool>()).prop_map(|(peer, address, whole)| Holder {
+        peer,
+        address,
+        whole,
+    });
+    prop_oneof![
+        claim,
+        Just(Control::Prune),
+        Just(Control::Again),
+        prop::option::of((peer(), any::<u64>())).prop_map(|known| Control::Graft { known }),
+        (any::<u64>(), vec(digest(), 1..=ASKED_MAX))
+            .prop_map(|(id, layers)| Control::WhoHas { id, layers }),
+        (any::<u64>(), vec(vec(holder, 0..=HOLDERS_MAX), 0..=ASKED_MAX))
+            .prop_map(|(id, layers)| Control::Holders { id, layers }),
+        (
+            any::<bool>(),
+            any::<u64>(),
+            vec((any::<u64>(), prop::option::of(vec(any::<u64>(), 0..40))), 0..40)
+        )
+            .prop_map(|(full, number, images)| Control::Images { full, number, images }),
+    ]
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let id = any::<u64>;
     let end = prop_oneof![Just(End::Done), Just(End::Cancelled), Just(End::Failed)];
@@ -149,6 +207,7 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Passed { blob, stage, pieces: start..start + more }
         }),
         (digest(), any::<bool>()).prop_map(|(name, on)| Message::Bringing { name, on }),
+        control().prop_map(Message::Control),
         request().prop_map(Message::Request),
         id().prop_map(Message::Cancel),
         head().prop_map(Message::Head),
