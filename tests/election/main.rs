@@ -3,12 +3,14 @@
 //! `cargo test --test election -- --nocapture` prints what elections cost; the
 //! table stands in `docs/BENCHMARKS.md`.
 
+mod holders;
 mod world;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use holders::{Fault, Swarm};
 use world::{MS, Mutation, S, World};
 
 /// A new tracker is there so soon after the old one is gone.
@@ -239,4 +241,49 @@ fn the_checkers_find_faults() {
     world.run_for(S * 10);
     let beat = (world.messages - before) as f64 / 10.0 / 60.0;
     assert!(beat > 1.02, "{beat}: pruning changes nothing, so the other test proves nothing");
+}
+
+/// Look-ups in a swarm of which a tenth is replaced each minute.
+fn look_ups(count: usize, minutes: u32, seed: u64) {
+    let mut swarm = Swarm::new(count, seed, Fault::None);
+    swarm.run_for(S * 60 * minutes, 0.1);
+    let outcome = &swarm.outcome;
+    println!(
+        "| {count} | {} | {:.1} % | {:?} | {:?} |",
+        outcome.asked,
+        100.0 * outcome.success(),
+        outcome.percentile(50),
+        outcome.percentile(95),
+    );
+    // The others ask their peers at hand: without a tracker there are those.
+    assert!(outcome.success() > 0.85, "seed {seed}: {outcome:?}", outcome = outcome.success());
+    assert!(outcome.percentile(50) <= MS * 40, "one round trip");
+}
+
+#[test]
+fn what_a_live_node_holds_is_found_while_nodes_come_and_go() {
+    println!("| nodes | look-ups | found | half within | 95 % within |");
+    println!("|---|---|---|---|---|");
+    look_ups(60, 4, 1);
+    look_ups(200, 2, 2);
+}
+
+/// `cargo test --release --test election many -- --ignored --nocapture`
+#[test]
+#[ignore = "a thousand nodes and two minutes of their time"]
+fn what_a_live_node_holds_is_found_among_many() {
+    look_ups(1000, 2, 3);
+}
+
+#[test]
+fn the_checkers_find_holdings_that_are_not_told() {
+    let why = caught(|| {
+        let mut swarm = Swarm::new(60, 4, Fault::NotAnew);
+        for _ in 0..4 {
+            let tracker = swarm.world.tracker(best(&swarm.world)).expect("a tracker");
+            swarm.world.kill(tracker, true);
+            swarm.run_for(S * 15, 0.3);
+        }
+    });
+    assert!(why.contains("does not know"), "{why}");
 }

@@ -73,7 +73,7 @@ enum Event {
     LinkDown { node: usize, gone: usize },
 }
 
-fn name(node: usize) -> PeerId {
+pub(crate) fn name(node: usize) -> PeerId {
     let mut name = [0; 32];
     // Names say nothing about scores.
     name[..8].copy_from_slice(&(node as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());

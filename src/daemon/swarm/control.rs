@@ -403,6 +403,7 @@ impl Part {
         }
         self.next_tick = instant + TICK;
         self.look_at_links(engine);
+        self.reckon_stability();
         self.table.tick(now);
         let links = &self.links;
         for blob in self.lookups.tick(now, |peer| links.contains_key(peer)) {
@@ -444,7 +445,15 @@ impl Part {
         }
     }
 
-    /// Stability of this node and popularity of its peers.
+    /// How well this node would do as a tracker, were it to stand now.
+    fn reckon_stability(&mut self) {
+        let uptime = self.node_started.elapsed();
+        let stability = super::own::stability(uptime, self.links.len(), self.best_upload);
+        self.elector.set_score(stability.score());
+        self.view.see(|seen| seen.score = stability.score().points());
+    }
+
+    /// What this node sends at its best, and popularity of its peers.
     fn reckon(&mut self, engine: &Engine) {
         let sent: u64 = engine.peers().iter().map(|peer| peer.sent).sum();
         if let Some((at, before)) = self.uploaded {
@@ -452,10 +461,6 @@ impl Part {
             self.best_upload = self.best_upload.max(rate);
         }
         self.uploaded = Some((Instant::now(), sent));
-        let stability =
-            super::own::stability(self.node_started.elapsed(), self.links.len(), self.best_upload);
-        self.elector.set_score(stability.score());
-        self.view.see(|seen| seen.score = stability.score().points());
         for peer in self.links.keys() {
             let pop = self.view.sets().pop(peer);
             engine.score(*peer, pop);
