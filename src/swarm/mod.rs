@@ -16,6 +16,7 @@
 pub mod beacon;
 pub mod claim;
 pub mod differences;
+pub mod dht;
 pub mod elect;
 pub mod lookups;
 pub mod multicast;

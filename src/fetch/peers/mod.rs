@@ -9,6 +9,7 @@
 //! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
 //!   reads a whole blob for the mirror;
 //! - `control` is the seam to the node's part in the swarm: trackers, discovery;
+//! - `find` has holders of a layer searched for whom there is no tunnel to;
 //! - `dial` keeps connections to addresses that were given.
 //!
 //! Invariants: every table is bounded by the tunnels (512), by the requests in
@@ -18,6 +19,7 @@
 mod ask;
 mod control;
 mod dial;
+mod find;
 mod index;
 mod listen;
 mod news;
@@ -32,11 +34,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+pub use self::find::Finder;
 pub use self::passes::{LanPass, LanTurn};
 
 use self::ask::{Asked, Assemblies};
 use self::control::Findings;
 pub use self::control::{Control, Link};
+use self::find::Searches;
 use self::news::{Heard, Listener, LookUp};
 use self::question::Questions;
 use super::driver::State;
@@ -73,6 +77,8 @@ pub(super) struct Net {
     passing: HashSet<Digest>,
     lookups: HashMap<Home, LookUp>,
     findings: Findings,
+    /// Layers whose holders are searched for.
+    searches: Searches,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
     /// Addresses that are called for the first time.
@@ -81,7 +87,8 @@ pub(super) struct Net {
     meeting: HashSet<SocketAddr>,
     /// Until when discovery is expected to find the first peers.
     expected: Option<Instant>,
-    /// Told when tunnels come and go, and when a first call has failed.
+    /// Told when tunnels come and go, when a first call has failed, and when a
+    /// search is over.
     links: Arc<Notify>,
     /// Blobs without an index, and who of the LAN needs them.
     parties: HashMap<Digest, Party>,
@@ -165,6 +172,7 @@ impl Engine {
             passing: HashSet::new(),
             lookups: HashMap::new(),
             findings: Findings::default(),
+            searches: Searches::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
             expected: None,
