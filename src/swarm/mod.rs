@@ -15,11 +15,12 @@
 
 pub mod beacon;
 pub mod claim;
-pub mod differences;
 pub mod dht;
+pub mod differences;
 pub mod elect;
 pub mod lookups;
 pub mod multicast;
 pub mod neighbours;
+pub mod overlay;
 pub mod popularity;
 pub mod tracker;

@@ -15,4 +15,5 @@ mod discovery;
 mod itself;
 mod mirror;
 mod once;
+mod table;
 mod together;
