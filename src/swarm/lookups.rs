@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_tracker_of_nonsense_silence_or_ghosts_is_found_out() {
-        let nonsense: [&dyn Fn(&mut Lookups, u64, Duration); 3] = [
+        type Fail<'a> = &'a dyn Fn(&mut Lookups, u64, Duration);
+        let nonsense: [Fail<'_>; 3] = [
             &|lookups, id, now| {
                 let loopback = vec![named(3, "127.0.0.1:22")];
                 lookups.answer(&TRACKER, id, &[loopback], &ME, now);

@@ -185,7 +185,7 @@ impl Part {
                 self.announced(peer, (full, number), layers, engine);
             }
             wire::Message::Control(wire::Control::Claim(claim)) => {
-                self.claimed(peer, claim, engine)
+                self.claimed(peer, &claim, engine);
             }
             wire::Message::Control(wire::Control::Prune) => {
                 self.elector.hear(peer, Message::Prune, now);
@@ -212,7 +212,7 @@ impl Part {
     }
 
     /// A claim came: it is checked, weighed, and kept if this node follows it.
-    fn claimed(&mut self, peer: PeerId, said: wire::SignedClaim, engine: &Engine) {
+    fn claimed(&mut self, peer: PeerId, said: &wire::SignedClaim, engine: &Engine) {
         let score = Score::told(said.score);
         let claim =
             Claim { tracker: said.tracker, score, sequence: said.sequence, settled: said.settled };
