@@ -122,6 +122,37 @@ fn a_block_that_the_lan_has_does_not_cross_its_line() {
 }
 
 #[test]
+fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
+    needs_mounts!();
+    let mut lab = Lab::build(&Plan::of(2, 3));
+    let layout = lab_images().join("oci");
+    let image = lab.registry.push_indexed(&layout, "v1", "test/small:v1");
+    let layers = layer_bytes(&layout, "v1");
+    lab.join_all("");
+    for pull in pull_at_once(&lab, &image) {
+        let output = pull.join().expect("a pull");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for lan in [1, 2] {
+        let nodes = || lab.nodes().iter().filter(|node| node.lan == lan);
+        let sum = |name: &str| nodes().map(|node| node.counter(name)).sum::<u64>();
+        let came = lab.network.line(lan).received;
+        let told = format!(
+            "LAN {lan}: {came} for {layers}; {} of the registry, {} of it indexes, {} from afar",
+            sum("bytes_registry"),
+            sum("bytes_index"),
+            sum("content_remote"),
+        );
+        println!("{told}");
+        // A busy machine may let a run be got twice.
+        assert!(came < layers + layers / 4, "{told}");
+        // Two of three have each block of a neighbour.
+        assert!(sum("content_lan") > layers, "{told}");
+    }
+    lab.nodes().iter().for_each(|node| read_all(node, &image));
+}
+
+#[test]
 fn whoever_dies_in_the_middle_all_others_complete() {
     needs_mounts!();
     let mut lab = Lab::build(&Plan::of(2, 3));

@@ -136,10 +136,10 @@ impl Relay {
     }
 
     fn failed(&self, peer: &PeerId) {
-        let mut state = self.inner.state();
+        let (now, mut state) = (self.inner.now(), self.inner.state());
         let parties = state.net.as_mut().map(|net| &mut net.parties);
         if let Some(party) = parties.and_then(|parties| parties.get_mut(&self.blob)) {
-            party.failed(peer);
+            party.failed(now, peer);
         }
     }
 }

@@ -40,8 +40,16 @@ struct Neighbour {
     stage: Stage,
     pieces: BlockSet,
     news: Time,
-    /// It did not give what it said it had.
-    failed: bool,
+    /// It has led before: that it does so again is no news until it brings something.
+    led: bool,
+    /// It did not give what it said it had, and is let be until then.
+    failed: Option<Time>,
+}
+
+impl Neighbour {
+    fn is_sound(&self, now: Time) -> bool {
+        self.failed.is_none_or(|until| until <= now)
+    }
 }
 
 /// The nodes of a LAN and one blob.
@@ -52,13 +60,16 @@ pub struct Party {
     /// This node; `None` if it takes no part.
     mine: Option<Stage>,
     since: Time,
+    /// Since when nobody leads.
+    vacant: Option<Time>,
     neighbours: BTreeMap<PeerId, Neighbour>,
 }
 
 impl Party {
     /// A blob that a neighbour spoke of, or that this node needs.
     pub fn new(me: PeerId, blob: Digest) -> Self {
-        Self { me, blob, mine: None, since: Time::ZERO, neighbours: BTreeMap::new() }
+        let neighbours = BTreeMap::new();
+        Self { me, blob, mine: None, since: Time::ZERO, vacant: None, neighbours }
     }
 
     /// How this node stands.
@@ -68,9 +79,9 @@ impl Party {
 
     /// This node takes part from now on.
     pub fn join(&mut self, now: Time) {
-        (self.mine, self.since) = (Some(Stage::Waits), now);
+        (self.mine, self.since, self.vacant) = (Some(Stage::Waits), now, None);
         for neighbour in self.neighbours.values_mut() {
-            neighbour.failed = false;
+            neighbour.failed = None;
         }
     }
 
@@ -100,11 +111,20 @@ impl Party {
             self.neighbours.remove(&peer);
             return;
         }
-        let fresh = || Neighbour { stage, pieces: BlockSet::new(), news: now, failed: false };
+        let fresh =
+            || Neighbour { stage, pieces: BlockSet::new(), news: now, led: false, failed: None };
         let neighbour = self.neighbours.entry(peer).or_insert_with(fresh);
-        (neighbour.stage, neighbour.news) = (stage, now);
+        neighbour.stage = stage;
+        // Words alone keep nobody in the lead.
+        if stage == Stage::Leads && !std::mem::replace(&mut neighbour.led, true) {
+            neighbour.news = now;
+        }
+        let before = neighbour.pieces.len();
         if neighbour.pieces.runs().len() < RUNS_MAX {
             neighbour.pieces.insert(pieces);
+        }
+        if neighbour.pieces.len() > before {
+            neighbour.news = now;
         }
     }
 
@@ -114,15 +134,15 @@ impl Party {
     }
 
     /// A neighbour did not give a piece that it said it had.
-    pub fn failed(&mut self, peer: &PeerId) {
+    pub fn failed(&mut self, now: Time, peer: &PeerId) {
         if let Some(neighbour) = self.neighbours.get_mut(peer) {
-            neighbour.failed = true;
+            neighbour.failed = Some(now + PATIENCE);
         }
     }
 
     /// Where a piece is to come from. May make this node lead, or step back.
     pub fn turn(&mut self, now: Time, piece: u32) -> Turn {
-        let has = |n: &Neighbour| !n.failed && n.pieces.contains(piece);
+        let has = |n: &Neighbour| n.is_sound(now) && n.pieces.contains(piece);
         // Spread over those that have it, so that one does not serve all.
         let mut holders: Vec<PeerId> =
             self.neighbours.iter().filter(|(_, n)| has(n)).map(|(id, _)| *id).collect();
@@ -135,7 +155,8 @@ impl Party {
 
     /// Whether this node is to read from beyond the LAN.
     pub fn lead(&mut self, now: Time) -> Turn {
-        let live = |n: &&Neighbour| n.stage == Stage::Leads && n.news + PATIENCE > now;
+        let live =
+            |n: &Neighbour| n.stage == Stage::Leads && n.is_sound(now) && n.news + PATIENCE > now;
         let leaders = || self.neighbours.iter().filter(|(_, n)| live(n));
         if self.mine == Some(Stage::Leads) {
             let mut all: Vec<PeerId> = leaders().map(|(id, _)| *id).chain([self.me]).collect();
@@ -146,19 +167,20 @@ impl Party {
             self.mine = Some(Stage::Waits);
         }
         if let Some(until) = leaders().map(|(_, n)| n.news + PATIENCE).max() {
+            self.vacant = None;
             return Turn::Wait(until);
         }
         let settled = self.since + SETTLE;
         if !self.neighbours.is_empty() && settled > now {
             return Turn::Wait(settled);
         }
-        // One that stopped leading has lost its turn until it moves again.
-        let waits = self.neighbours.iter().filter(|(_, n)| n.stage == Stage::Waits && !n.failed);
+        // One that leads and stands still has lost its turn.
+        let waits =
+            self.neighbours.iter().filter(|(_, n)| n.stage == Stage::Waits && n.is_sound(now));
         let mut order: Vec<PeerId> = waits.map(|(id, _)| *id).chain([self.me]).collect();
         builders(&self.blob, &mut order);
         let rank = order.iter().position(|id| *id == self.me).unwrap_or(0) as u32;
-        let news = self.neighbours.values().map(|n| n.news).max().unwrap_or_default();
-        let due = news.max(self.since) + SETTLE * 5 * rank;
+        let due = *self.vacant.get_or_insert(now) + SETTLE * 5 * rank;
         if due > now {
             return Turn::Wait(due);
         }
@@ -190,9 +212,10 @@ mod tests {
             (0..n).map(|i| Party::new(peer(i), Digest::of(b"blob"))).collect();
         for party in &mut all {
             party.join(Time::ZERO);
-            (0..n).filter(|i| peer(*i) != party.me).for_each(|i| {
-                party.told(Time::ZERO, peer(i), Stage::Waits, 0..0);
-            });
+            let me = party.me;
+            for other in (0..n).map(peer).filter(|other| *other != me) {
+                party.told(Time::ZERO, other, Stage::Waits, 0..0);
+            }
         }
         all
     }
