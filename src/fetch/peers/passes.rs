@@ -8,8 +8,6 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-
 use super::{Net, Peer};
 use crate::fetch::engine::{Engine, Inner};
 use crate::fetch::exact::exact_name;
@@ -108,7 +106,7 @@ impl Engine {
             let changed = changed.unwrap_or_default();
             let mut news = std::pin::pin!(changed.notified());
             news.as_mut().enable();
-            match inner.turn(&name, begun, &mut waited) {
+            match inner.whose_turn(&name, begun, &mut waited) {
                 Some(Now::Mine) => {
                     let inner = Arc::downgrade(inner);
                     return LanTurn::Mine(LanPass { inner, name, _wants: wants });
@@ -127,7 +125,7 @@ impl Engine {
 impl Inner {
     /// What is to be done now; `None` where a neighbour that was waited for has
     /// ended.
-    fn turn(&self, name: &Digest, begun: Instant, waited: &mut bool) -> Option<Now> {
+    fn whose_turn(&self, name: &Digest, begun: Instant, waited: &mut bool) -> Option<Now> {
         let mut state = self.state();
         let Some(net) = state.net.as_mut() else { return Some(Now::Mine) };
         let near = || net.peers.iter().filter(|(_, peer)| peer.is_neighbour());

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(spool.read(1).expect("read"), Some(Bytes::from_static(b"12345")));
         assert_eq!(spool.read(0).expect("read"), None);
         assert!(spool.put(1, b"123456").is_err() && spool.put(2, b"").is_err());
-        assert_eq!(spool.pieces().runs(), &[1..2]);
+        assert_eq!(spool.pieces().runs(), std::slice::from_ref(&(1..2)));
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0);
         spools.remove(&blob);
         assert!(spools.get(&blob).is_none());

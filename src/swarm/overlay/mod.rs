@@ -62,7 +62,7 @@ pub enum Source {
 }
 
 /// What has happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Input {
     /// Somebody names a node.
     Named {
