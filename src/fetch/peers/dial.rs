@@ -25,10 +25,14 @@ const MET_MAX: usize = 200;
 impl Engine {
     /// Opens a tunnel to a node that discovery has found, unless there is one, or
     /// it is being called. One try: whoever finds it again calls again.
-    /// `false`: that was not to be done, or can't be now.
+    /// `false`: nobody is being called, because there is a tunnel or no room.
     pub fn meet(&self, target: Target) -> bool {
         let mut state = self.inner.state();
         let Some(net) = state.net.as_mut() else { return false };
+        // Several layers can be looked for at a time, and one node hold them all.
+        if net.meeting.contains(&target.address) {
+            return true;
+        }
         let connected = |id| net.peers.get(&id).is_some_and(|peer| !peer.tunnels.is_empty());
         let busy = net.meeting.len() >= MEETINGS_MAX || net.peers.len() >= MET_MAX;
         let me = target.peer == Some(net.endpoint.me());
