@@ -15,7 +15,7 @@ use crate::world::{Lab, Line, Node, Plan};
 const SOON: Duration = Duration::from_secs(30);
 /// More than nodes of two LANs tell each other during a transfer, in bytes, and far
 /// less than the image.
-const CHATTER: u64 = 512 << 10;
+const CHATTER: u64 = 256 << 10;
 
 /// The small image as umoci unpacks it.
 fn wanted() -> &'static Tree {

@@ -137,7 +137,11 @@ impl Inner {
             Content::Root { root, .. } => Some((peer, *root)),
             _ => None,
         };
-        found.into_iter().filter_map(root).collect()
+        let mut roots: Vec<_> = found.into_iter().filter_map(root).collect();
+        // Whoever answers first, what a neighbour has is taken from it.
+        let order = self.reachable();
+        roots.sort_by_key(|(peer, _)| order.iter().position(|there| there == peer));
+        roots
     }
 
     /// What peers answer, until all have, or some have and the others are late.
