@@ -41,7 +41,9 @@ fn pull(node: &Node, name: &str, to: &Path) {
     run(command.args([format!("docker://127.0.0.1:5005/{name}"), to]));
 }
 
+/// By hand: `cargo test --test lab mirror -- --ignored`.
 #[test]
+#[ignore = "not measured yet"]
 fn an_image_that_all_pull_at_once_comes_into_each_lan_once() {
     needs_mounts!();
     let mut lab = Lab::build(&Plan::of(2, 3));
