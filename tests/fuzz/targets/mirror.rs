@@ -10,12 +10,12 @@ mod types {
     pub(crate) use peersync::types::{Digest, DigestError};
 }
 mod oci {
-    #[path = "../../../../src/oci/reference.rs"]
-    mod reference;
-    pub(crate) use reference::Reference;
+    pub(crate) use crate::reference::Reference;
 }
 #[path = "../../../src/mirror/range.rs"]
 mod range;
+#[path = "../../../src/oci/reference.rs"]
+mod reference;
 #[path = "../../../src/mirror/request.rs"]
 mod request;
 
