@@ -52,6 +52,22 @@ pub(crate) fn machine() {
     table.print();
 }
 
+/// Says whether a figure is within its target.
+pub(crate) fn at_most(what: &str, measured: f64, limit: f64, unit: &str) {
+    verdict(measured <= limit, what, measured, &format!("at most {limit}"), unit);
+}
+
+/// Says whether a figure reaches its target.
+pub(crate) fn at_least(what: &str, measured: f64, limit: f64, unit: &str) {
+    verdict(measured >= limit, what, measured, &format!("at least {limit}"), unit);
+}
+
+fn verdict(met: bool, what: &str, measured: f64, target: &str, unit: &str) {
+    let word = if met { "met" } else { "MISSED" };
+    let text = format!("- {word}: {what}: {measured:.2} {unit} (target: {target} {unit})");
+    println!("{}", text.replace(" )", ")").replace("  ", " "));
+}
+
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }

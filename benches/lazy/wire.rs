@@ -11,7 +11,7 @@ use crate::harness::line::Line;
 use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
 use crate::harness::{run, scratch, tool};
-use crate::report::{Table, cpu, memory, mib, percent, seconds};
+use crate::report::{Table, at_least, at_most, cpu, memory, mib, percent, seconds};
 use crate::thin::{RATE, ROUND_TRIP, ThinLine};
 
 /// The real images: a layout with the tags a and b.
@@ -61,6 +61,7 @@ pub(crate) fn import() {
         "of the image",
         "warm import",
     ]);
+    let mut share = 0.0;
     for (what, index) in [("first sight", "never"), ("indexed", "require")] {
         if index == "require" {
             push_index(&format!("{}/{NAME}", registry.address));
@@ -82,6 +83,7 @@ pub(crate) fn import() {
         let (warm, ()) = timed(numpy);
         let pass = index == "never";
         let (index_bytes, content) = if pass { (0, mounted + fetched) } else { (mounted, fetched) };
+        share = content as f64 * 100.0 / whole as f64;
         table.row([
             what.into(),
             seconds(mounting),
@@ -93,7 +95,8 @@ pub(crate) fn import() {
         ]);
     }
     table.print();
-    println!("\nThe image has {} in its layers.", mib(whole));
+    println!("\nThe image has {} in its layers.\n", mib(whole));
+    at_most("content fetched with an index", share, 25.0, "% of the image");
 }
 
 /// The first 4 KiB of a file of 1 GiB, by compression.
@@ -116,6 +119,7 @@ pub(crate) fn first_bytes() {
     stream.clear();
     stream.shrink_to_fit();
     let mut table = Table::new(&["layer", "where", "fetched", "loopback", "100 Mbit/s, 40 ms"]);
+    let mut most = Vec::new();
     for (tag, _) in kinds {
         let name = format!("bench/{tag}:v1");
         push_index(&format!("{}/{name}", registry.address));
@@ -127,9 +131,14 @@ pub(crate) fn first_bytes() {
             let far_image = format!("{}/{name}", thin.counted.address);
             let (far_time, _) = one_read(&thin.counted, &far_image, offset);
             table.row([tag.into(), place.into(), mib(fetched), seconds(time), seconds(far_time)]);
+            most.push((format!("{tag}, {place}"), fetched, if tag == "gzip" { 6.0 } else { 1.0 }));
         }
     }
     table.print();
+    println!();
+    for (what, fetched, target) in most {
+        at_most(&what, fetched as f64 / 1_048_576.0, target, "MiB");
+    }
 }
 
 /// Time and bytes of one read of 4 KiB in a new store, readahead off.
@@ -164,16 +173,16 @@ pub(crate) fn first_pass() {
     };
 
     let blobs = gzip_blobs(&layout, "a");
-    let (time, inflated) = timed(|| blobs.iter().map(|blob| inflate(blob)).sum::<usize>());
+    let (bare, inflated) = timed(|| blobs.iter().map(|blob| inflate(blob)).sum::<usize>());
     assert_eq!(inflated, uncompressed);
-    table.row(["bare inflate, one thread".into(), seconds(time), speed(time), "-".into()]);
+    table.row(["bare inflate, one thread".into(), seconds(bare), speed(bare), "-".into()]);
 
     let peersync = Peersync::new();
     drop_caches();
-    let (time, _mount) = timed(|| peersync.mount(&image, &["--index", "never"]));
+    let (ours, _mount) = timed(|| peersync.mount(&image, &["--index", "never"]));
     let owner = peersync.owner().expect("owner");
     let peak = format!("{} ({} of CPU)", mib(memory(owner, "VmHWM")), seconds(cpu(owner)));
-    table.row(["peersync mount --index never".into(), seconds(time), speed(time), peak]);
+    table.row(["peersync mount --index never".into(), seconds(ours), speed(ours), peak]);
 
     drop_caches();
     let copy = place.path().join("copy").display().to_string();
@@ -186,6 +195,9 @@ pub(crate) fn first_pass() {
     });
     table.row(["skopeo copy + umoci unpack".into(), seconds(time), speed(time), "-".into()]);
     table.print();
+    println!();
+    at_least("first pass", bare.as_secs_f64() / ours.as_secs_f64(), 0.8, "of bare inflate");
+    at_most("first pass", ours.as_secs_f64() / time.as_secs_f64(), 1.0, "of copy and unpack");
 }
 
 fn gzip_blobs(layout: &Path, tag: &str) -> Vec<Vec<u8>> {
