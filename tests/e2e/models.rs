@@ -20,14 +20,39 @@ with safe_open(sys.argv[1], framework="numpy") as file:
     print(len(names), tensor.shape, tensor.view("uint16").astype("uint64").sum())
 "#;
 
+/// Makes a model of one matrix, 4 MiB of weights.
+const MAKE_ONNX: &str = r#"
+import sys, numpy, onnx
+from onnx import TensorProto, helper, numpy_helper
+weights = numpy.arange(1 << 20, dtype=numpy.float32).reshape(1024, 1024) % 251
+shape = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1024])
+graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "one", [shape("x")],
+    [shape("y")], [numpy_helper.from_array(weights, "w")])
+onnx.save(helper.make_model(graph), sys.argv[1])
+"#;
+
+/// Checks a model and runs it, and prints what comes out.
+const RUN_ONNX: &str = r#"
+import sys, numpy, onnx
+from onnx.reference import ReferenceEvaluator
+onnx.checker.check_model(sys.argv[1])
+y, = ReferenceEvaluator(sys.argv[1]).run(None, {"x": numpy.ones((1, 1024), numpy.float32)})
+print(y.shape, y.sum())
+"#;
+
 fn read_tensor(file: &Path) -> Option<String> {
+    python(READ_TENSOR, file)
+}
+
+/// Runs a script on a file, with the libraries that `tests/run` installs.
+fn python(script: &str, file: &Path) -> Option<String> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab/venv/bin/python3");
     if !python.exists() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "tests/run makes the environment");
-        eprintln!("skipped: no safetensors library (tests/run installs it)");
+        eprintln!("skipped: no libraries of models (tests/run installs them)");
         return None;
     }
-    Some(run(Command::new(python).args(["-c", READ_TENSOR]).arg(file)))
+    Some(run(Command::new(python).args(["-c", script]).arg(file)))
 }
 
 fn model() -> (tempfile::TempDir, std::path::PathBuf) {
@@ -80,6 +105,23 @@ fn a_model_artifact_shows_its_files_by_their_titles() {
         assert_eq!(read_tensor(&mount.join("model.safetensors")), read_tensor(&reference));
         mount.umount(&peersync);
     }
+}
+
+#[test]
+fn onnx_opens_a_model_in_a_mounted_artifact() {
+    needs_mounts!();
+    let place = scratch();
+    let file = place.path().join("model.onnx");
+    if python(MAKE_ONNX, &file).is_none() {
+        return;
+    }
+    let mut layout = Layout::create(&place.path().join("oci"));
+    layout.artifact("v1", &[("onnx/model.onnx", &fs::read(&file).expect("model"))]);
+    let peersync = Peersync::new();
+    let mount = peersync.mount(&layout.reference("v1"), &[]);
+    let given = python(RUN_ONNX, &mount.join("onnx/model.onnx"));
+    assert_eq!(given, python(RUN_ONNX, &file));
+    assert!(given.expect("output").starts_with("(1, 1024)"));
 }
 
 #[test]
