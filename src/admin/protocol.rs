@@ -60,7 +60,7 @@ pub enum Request {
 /// What to mount, where and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountArgs {
-    /// A reference, or `oci:DIR[:tag]` with an absolute directory.
+    /// A reference, or `oci:DIR[:tag]` or `docker-archive:FILE[:name]` with an absolute path.
     pub image: String,
     /// The mount point, absolute.
     pub dir: PathBuf,

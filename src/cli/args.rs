@@ -40,7 +40,8 @@ becomes a file tree at once; reads fetch just the blocks that they touch, verifi
 hashes, and keep them in a local store.
 
 An image is named as Docker names it (alpine, ghcr.io/owner/name:tag, host:5000/name@sha256:...), \
-or is a tag in an OCI layout directory: oci:DIR[:tag].";
+or is a tag in an OCI layout directory, oci:DIR[:tag], or lies in a file as docker save writes \
+it: docker-archive:FILE[:name].";
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -183,7 +184,7 @@ pub(super) enum IndexCommand {
 
 #[derive(ClapArgs)]
 pub(super) struct Mount {
-    /// The image: a reference, or oci:DIR[:tag].
+    /// The image: a reference, oci:DIR[:tag] or docker-archive:FILE[:name].
     pub(super) image: String,
     /// The directory to mount on; it must exist.
     pub(super) dir: PathBuf,

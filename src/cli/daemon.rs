@@ -6,7 +6,7 @@ use super::Exit;
 use super::args::Limits;
 use super::owner::{Owner, READY};
 use crate::admin::FailureKind;
-use crate::daemon::{Node, NodeError, Role};
+use crate::daemon::{Node, NodeError, Role, memory};
 use crate::telemetry::init_logging;
 
 /// Serves the whole tree until SIGTERM or Ctrl-C.
@@ -65,6 +65,7 @@ fn say(line: &str) {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    memory::few_arenas();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
         .enable_all()

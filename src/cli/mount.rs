@@ -114,20 +114,25 @@ fn unescape(path: &str) -> PathBuf {
     std::ffi::OsString::from_vec(out).into()
 }
 
-/// Makes the directory of `oci:DIR[:tag]` absolute: the owner stands elsewhere.
+/// Makes the path in `oci:DIR[:tag]` or `docker-archive:FILE[:name]` absolute:
+/// the owner stands elsewhere.
 pub(super) fn absolute_image(image: &str) -> Result<String, Exit> {
-    let Some(layout) = image.strip_prefix("oci:") else { return Ok(image.to_owned()) };
-    let (dir, tag) = match layout.rsplit_once(':') {
-        Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
-        _ => (layout, None),
-    };
-    let dir = Path::new(dir)
+    let (kind, what, rest) =
+        match (image.strip_prefix("oci:"), image.strip_prefix("docker-archive:")) {
+            (Some(rest), _) => ("oci", "OCI layout", rest),
+            (_, Some(rest)) => ("docker-archive", "archive", rest),
+            _ => return Ok(image.to_owned()),
+        };
+    // Where the owner takes it apart too.
+    let end = rest.find([':', '@']).filter(|_| !Path::new(rest).exists()).unwrap_or(rest.len());
+    let (path, name) = rest.split_at(end);
+    let path = Path::new(path)
         .canonicalize()
-        .map_err(|error| Exit::new(FailureKind::NotFound, format!("OCI layout {dir}: {error}")))?;
-    let dir = dir.to_str().ok_or_else(|| {
-        Exit::new(FailureKind::Usage, format!("OCI layout {}: not UTF-8", dir.display()))
+        .map_err(|error| Exit::new(FailureKind::NotFound, format!("{what} {path}: {error}")))?;
+    let path = path.to_str().ok_or_else(|| {
+        Exit::new(FailureKind::Usage, format!("{what} {}: not UTF-8", path.display()))
     })?;
-    Ok(tag.map_or_else(|| format!("oci:{dir}"), |tag| format!("oci:{dir}:{tag}")))
+    Ok(format!("{kind}:{path}{name}"))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::libc;
 use tracing::debug;
 
+use super::memory;
 use crate::mount::Care;
 use crate::store::Store;
 
@@ -33,11 +34,14 @@ impl Caretaker {
         let (store, caring) = (Arc::clone(store), Arc::clone(&care));
         let thread = thread::Builder::new().name("caretaker".into()).spawn(move || {
             step_back();
-            let mut last = None;
+            let (mut last, mut quiet) = (None, false);
             loop {
                 let now = store.stats().stored_blocks;
                 if last.replace(now) != Some(now) {
                     caring.round();
+                    quiet = false;
+                } else if !std::mem::replace(&mut quiet, true) {
+                    memory::give_back();
                 }
                 if stopped.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
                     return;

@@ -1,6 +1,7 @@
 //! The node: store, engine, images and mounts, put together.
 
 mod caretaker;
+pub(crate) mod memory;
 mod mirror;
 mod operator;
 mod remote;

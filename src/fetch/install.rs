@@ -84,11 +84,15 @@ pub fn install(
 ) -> Result<(LayerKey, u32), InstallError> {
     let (tree, specs) = check(root, parts)?;
     let failed = |error: &dyn std::fmt::Display| InstallError::Store(error.to_string());
+    // All in one: what is stored waits for the records of its objects to be durable.
+    let all: Vec<ObjectSpec> =
+        specs.iter().cloned().chain(parts.iter().map(|part| ObjectSpec::of(part))).collect();
+    let mut contents = store.add_objects(&all).map_err(|e| failed(&e))?;
+    contents.truncate(specs.len());
     let mut ids: Vec<ObjectId> = Vec::with_capacity(parts.len());
     for part in parts {
         ids.push(store.put_object(part).map_err(|e| failed(&e))?);
     }
-    let contents = store.add_objects(&specs).map_err(|e| failed(&e))?;
     let body = root.body();
     let key = LayerKey { diff_id: body.diff_id, path: body.path.clone() };
     let layer = NewLayer { tree: ids[0], blocks: ids[1], parts: &ids, contents: &contents };

@@ -17,8 +17,8 @@ use super::origins::Repositories;
 use super::peers;
 use crate::fetch::{Board, Engine, FetchError, FirstPass, PassError, WorkKind};
 use crate::oci::{
-    Artifact, Image, ImageSource, LayerDescriptor, Reference, Source, SourceError, Trouble,
-    chain_ids,
+    Artifact, Image, ImageSource, LAYERS_MAX, LayerDescriptor, Reference, Source, SourceError,
+    Trouble, chain_ids,
 };
 use crate::store::{ImageRecord, LayerKey, Store};
 use crate::telemetry::Counters;
@@ -246,10 +246,15 @@ impl Images {
         };
         let publishing = async {
             let (mut layers, mut parts) = (Vec::new(), Vec::new());
-            while let Some((layer, key)) = finished.recv().await {
-                parts.push(layer.chain_part().unwrap_or(key.diff_id));
-                layers.push(key);
-                ready(self.publish(&layers, &parts).await?);
+            let mut batch = Vec::new();
+            // What finished while a batch was made durable is the next one.
+            while finished.recv_many(&mut batch, LAYERS_MAX).await > 0 {
+                let known = layers.len();
+                for (layer, key) in batch.drain(..) {
+                    parts.push(layer.chain_part().unwrap_or(key.diff_id));
+                    layers.push(key);
+                }
+                self.publish(&layers, &parts, known).await?.into_iter().for_each(ready);
             }
             Ok::<_, ImageError>((layers, parts))
         };
@@ -302,12 +307,12 @@ impl Images {
         let image = Image::load(&*source, &target, None).await?;
         let (mut layers, mut bytes) = (Vec::new(), 0);
         for layer in &image.layers {
-            let ticket = self.board.begin(layer.digest, WorkKind::Push, 1);
             let (store, digest) = (Arc::clone(&self.store), layer.digest);
             let exported = tokio::task::spawn_blocking(move || export(&store, &digest)).await;
             let (descriptor, blob) = exported.map_err(failed)?.map_err(ImageError::Failed)?;
+            let ticket = self.board.begin(layer.digest, WorkKind::Push, descriptor.size);
             source.push_blob(&descriptor.digest, blob.into()).await?;
-            ticket.work().set_done(1);
+            ticket.work().set_done(descriptor.size);
             bytes += descriptor.size;
             layers.push(descriptor);
         }
@@ -382,18 +387,28 @@ impl Images {
         Ok(key.filter(|key| layer.diff_id.is_none_or(|diff_id| diff_id == key.diff_id)))
     }
 
-    /// Makes the chain of these layers known and durable; gives its name.
-    async fn publish(&self, layers: &[LayerKey], parts: &[Digest]) -> Result<Digest, ImageError> {
+    /// Makes the chains of these layers known and durable, without the first
+    /// `known`; gives their names.
+    async fn publish(
+        &self,
+        layers: &[LayerKey],
+        parts: &[Digest],
+        known: usize,
+    ) -> Result<Vec<Digest>, ImageError> {
         let store_of = Arc::clone(&self.store);
         let layers = layers.to_vec();
-        let chain = chain_ids(parts).pop().unwrap_or_else(|| Digest::of(b""));
+        let chains = chain_ids(parts).split_off(known);
         let work = move || {
-            put_chain(&store_of, &chain, &layers)?;
-            store_of.sync().map_err(store)
+            let slots = slots_of(&store_of, &layers)?;
+            for (below, chain) in (known + 1..).zip(&chains) {
+                store_of.put_chain(chain, &slots[..below]).map_err(store)?;
+            }
+            store_of.sync().map_err(store)?;
+            Ok::<_, ImageError>(chains)
         };
-        tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        let chains = tokio::task::spawn_blocking(work).await.map_err(failed)??;
         self.has_changed();
-        Ok(chain)
+        Ok(chains)
     }
 
     /// Notes what the image is, and makes that durable.
@@ -429,8 +444,8 @@ impl Images {
     }
 }
 
-/// Writes the chain of these layers, lowest first.
-fn put_chain(store_of: &Store, chain: &Digest, layers: &[LayerKey]) -> Result<(), ImageError> {
+/// The slots of layers.
+fn slots_of(store_of: &Store, layers: &[LayerKey]) -> Result<Vec<u32>, ImageError> {
     let mut slots = Vec::with_capacity(layers.len());
     for key in layers {
         let layer = store_of.layer(key).map_err(store)?;
@@ -438,8 +453,7 @@ fn put_chain(store_of: &Store, chain: &Digest, layers: &[LayerKey]) -> Result<()
             layer.ok_or_else(|| ImageError::Store(format!("layer {} is gone", key.diff_id)))?;
         slots.push(layer.slot);
     }
-    store_of.put_chain(chain, &slots).map_err(store)?;
-    Ok(())
+    Ok(slots)
 }
 
 /// Writes documents and the image's record; gives its view's slot. The chains
@@ -451,7 +465,7 @@ fn write(
     layers: &[LayerKey],
     chain: Digest,
 ) -> Result<u32, ImageError> {
-    put_chain(store_of, &chain, layers)?;
+    store_of.put_chain(&chain, &slots_of(store_of, layers)?).map_err(store)?;
     for document in &image.documents {
         store_of.put_document(&document.descriptor.digest, &document.bytes).map_err(store)?;
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::archive::ArchiveError;
 use super::credentials::CredentialError;
 use super::document::{BLOB_MAX, DocumentError};
 use super::layout::LayoutError;
@@ -18,6 +19,9 @@ pub enum SourceError {
     /// The OCI layout directory.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// A manifest, index or configuration that can't be used.
     #[error("{what}: {problem}")]
     Document {
@@ -81,6 +85,7 @@ impl SourceError {
         match self {
             Self::Registry(error) => error.trouble(),
             Self::Layout(error) => error.trouble(),
+            Self::Archive(error) => error.trouble(),
             Self::Document {
                 problem: DocumentError::NoPlatform { .. } | DocumentError::Missing,
                 ..

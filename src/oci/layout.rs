@@ -3,17 +3,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream;
 use serde_json::{Value, json};
 
 use super::document::{DOCUMENT_MAX, Descriptor, Document, DocumentError, Index, Manifest};
 use super::error::{SourceError, Trouble};
+use super::file;
 use super::media;
 use super::referrer::{self, Artifact};
 use super::source::{
@@ -25,9 +24,6 @@ use crate::types::Digest;
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The same for containerd and `docker save`: a whole reference.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-
-/// Bytes read at once from a blob's file.
-const CHUNK: u64 = 512 << 10;
 
 /// A directory in the OCI image layout.
 ///
@@ -233,17 +229,16 @@ impl Layout {
             return Err(SourceError::Document { what: self.what(digest), problem });
         }
         let path = self.blob_path(digest);
-        let bytes: Bytes =
-            read_at(&file, 0, length).map_err(|error| LayoutError::Io { path, error })?.into();
+        let bytes: Bytes = file::read_at(&file, 0, length)
+            .map_err(|error| LayoutError::Io { path, error })?
+            .into();
         verify(|| self.what(digest), digest, &bytes)?;
         manifest_document(|| self.what(digest), media_type, bytes)
     }
 
     fn open_file(&self, digest: &Digest) -> Result<(File, u64), LayoutError> {
         let path = self.blob_path(digest);
-        // Not blocking: what stands there might be a FIFO.
-        let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path);
-        let file = opened.map_err(|error| match error.kind() {
+        let file = file::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 LayoutError::NoBlob { dir: self.dir.to_path_buf(), digest: *digest }
             }
@@ -332,6 +327,10 @@ impl ImageSource for Layout {
         format!("oci:{}", self.dir.display())
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn resolve<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Document, SourceError>> {
         let target = target.clone();
         Box::pin(self.blocking(move |this| {
@@ -372,7 +371,10 @@ impl ImageSource for Layout {
                 total: Some(total),
                 range_honoured: true,
             };
-            Ok(BlobStream::new(facts, &self.name(), self.chunks(&digest, file, range)))
+            let path = self.blob_path(&digest);
+            let failed = move |error| LayoutError::Io { path: path.clone(), error }.into();
+            let chunks = file::chunks(Arc::new(file), range, failed);
+            Ok(BlobStream::new(facts, &self.name(), chunks))
         })
     }
 
@@ -426,33 +428,6 @@ impl ImageSource for Layout {
     }
 }
 
-impl Layout {
-    fn chunks(
-        &self,
-        digest: &Digest,
-        file: File,
-        range: Range<u64>,
-    ) -> impl futures_util::Stream<Item = Result<Bytes, SourceError>> + Send + 'static {
-        let (file, path, this) = (Arc::new(file), self.blob_path(digest), self.clone());
-        stream::try_unfold(range, move |range| {
-            let (file, path, this) = (file.clone(), path.clone(), this.clone());
-            async move {
-                if range.start >= range.end {
-                    return Ok(None);
-                }
-                let len = CHUNK.min(range.end - range.start);
-                let chunk = this
-                    .blocking(move |_| {
-                        read_at(&file, range.start, len)
-                            .map_err(|error| LayoutError::Io { path, error }.into())
-                    })
-                    .await?;
-                Ok(Some((chunk.into(), range.start + len..range.end)))
-            }
-        })
-    }
-}
-
 /// An entry of `index.json` that stands for an image: not a referrer that was
 /// added beside them.
 fn is_image_entry(entry: &Descriptor) -> bool {
@@ -461,16 +436,9 @@ fn is_image_entry(entry: &Descriptor) -> bool {
     known && (named || entry.artifact_type.is_none())
 }
 
-fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes)
-}
-
 fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, LayoutError> {
     let io = |error| LayoutError::Io { path: path.to_owned(), error };
-    let file =
-        OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(io)?;
+    let file = file::open(path).map_err(io)?;
     if !file.metadata().map_err(io)?.is_file() {
         let problem = "it is not a regular file";
         return Err(LayoutError::BadBlob { path: path.to_owned(), problem });

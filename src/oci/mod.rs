@@ -1,20 +1,23 @@
-//! Images in registries and OCI layouts.
+//! Images in registries, OCI layouts and archives.
 //!
 //! A [`Source`] is what people write; it opens to an [`ImageSource`], of which
-//! there are two: a repository of a registry ([`RegistryClient`]) and a
-//! directory ([`Layout`]). [`Image::load`] turns a name into a list of layers.
+//! there are three: a repository of a registry ([`RegistryClient`]), a
+//! directory ([`Layout`]) and a file ([`DockerArchive`]). [`Image::load`] turns a name into a list of layers.
 //!
 //! What comes from a source is hostile: documents are bounded, verified and
 //! parsed by pure functions ([`Manifest::parse`], [`ImageConfig::parse`]);
 //! blobs are handed on as they come, for the caller to verify. Nothing here
 //! knows what is inside a layer, or where anything is kept.
 
+mod archive;
 mod credentials;
 mod document;
 mod error;
+mod file;
 mod image;
 mod layout;
 pub mod media;
+mod parallel;
 mod platform;
 mod reference;
 mod referrer;
@@ -24,6 +27,7 @@ mod retry;
 mod secret;
 mod source;
 
+pub use archive::{ArchiveError, DockerArchive};
 pub use credentials::{AuthFile, CredentialError, Credentials, Login};
 pub use document::{
     BLOB_MAX, DOCUMENT_MAX, Descriptor, Document, DocumentError, INDEX_MAX, ImageConfig,
@@ -32,6 +36,7 @@ pub use document::{
 pub use error::{RegistryError, SourceError, Trouble};
 pub use image::{Image, LayerDescriptor, TITLE, chain_ids, layers};
 pub use layout::{Layout, LayoutError, REF_NAME};
+pub use parallel::{Ahead, ParallelBlob, SEGMENT};
 pub use platform::{Platform, PlatformError};
 pub use reference::{DEFAULT_DOMAIN, DEFAULT_TAG, Reference, ReferenceError};
 pub use referrer::{Artifact, EMPTY_CONFIG};

@@ -32,6 +32,8 @@ pub struct ResumingBlob {
     /// Attempts since the last byte that was new.
     barren: u32,
     breaks: u64,
+    ignores_ranges: bool,
+    end_unranged: Option<u64>,
 }
 
 impl ResumingBlob {
@@ -58,6 +60,8 @@ impl ResumingBlob {
             skip: 0,
             barren: 0,
             breaks: 0,
+            ignores_ranges: false,
+            end_unranged: None,
         }
     }
 
@@ -69,6 +73,22 @@ impl ResumingBlob {
     /// How many streams broke so far.
     pub fn breaks(&self) -> u64 {
         self.breaks
+    }
+
+    /// Whether the source was asked for a range and sends the whole blob.
+    pub fn ignores_ranges(&self) -> bool {
+        self.ignores_ranges
+    }
+
+    /// Where the source ignores ranges and sends the whole blob, goes on up to
+    /// `end`: it would be sent again for whoever else asked for a part.
+    pub(super) fn or_up_to(&mut self, end: u64) {
+        self.end_unranged = Some(end.min(self.size));
+    }
+
+    /// Takes [`Self::or_up_to`] back: somebody else reads what comes after.
+    pub(super) fn not_further(&mut self) {
+        self.end_unranged = None;
     }
 
     /// The next bytes; `None` once all of the range came.
@@ -145,6 +165,10 @@ impl ResumingBlob {
             && total != self.size
         {
             return Err(self.short(total));
+        }
+        if !facts.range_honoured {
+            self.ignores_ranges = true;
+            self.rest.end = self.rest.end.max(self.end_unranged.unwrap_or(0));
         }
         self.skip = self.rest.start.saturating_sub(facts.start);
         Ok(stream)

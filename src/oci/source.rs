@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream};
 
+use super::archive::DockerArchive;
 use super::document::{BLOB_MAX, DOCUMENT_MAX, Descriptor, Document, DocumentError, Manifest};
 use super::error::SourceError;
 use super::layout::Layout;
@@ -106,6 +107,12 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
 
     /// Whether the source itself counts the bytes of its blobs as they come.
     fn counts(&self) -> bool {
+        false
+    }
+
+    /// Whether its bytes come from this machine, so that several requests at
+    /// once bring nothing.
+    fn is_local(&self) -> bool {
         false
     }
 
@@ -251,8 +258,12 @@ impl fmt::Debug for BlobStream {
     }
 }
 
+/// How the names of archives begin.
+const ARCHIVE: &str = "docker-archive:";
+
 /// Where an image is to come from, as people write it: an image reference, or
-/// `oci:DIR[:TAG]` or `oci:DIR@DIGEST` for a directory in the OCI layout.
+/// `oci:DIR[:TAG]` or `oci:DIR@DIGEST` for a directory in the OCI layout, or
+/// `docker-archive:FILE[:NAME]` for a file as `docker save` writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A registry.
@@ -261,6 +272,13 @@ pub enum Source {
     Layout {
         /// The directory that holds `oci-layout`.
         dir: PathBuf,
+        /// Which of its images.
+        target: Target,
+    },
+    /// A file.
+    Archive {
+        /// The archive.
+        file: PathBuf,
         /// Which of its images.
         target: Target,
     },
@@ -275,11 +293,14 @@ pub enum SourceNameError {
     /// `oci:` without a directory.
     #[error("oci: needs a directory: oci:DIR[:TAG]")]
     NoDirectory,
+    /// `docker-archive:` without a file.
+    #[error("docker-archive: needs a file: docker-archive:FILE[:NAME]")]
+    NoFile,
     /// A place that images are not read from.
-    #[error("{0}: images are read from registries and from oci:DIR only")]
+    #[error("{0}: images are read from registries, oci:DIR and docker-archive:FILE only")]
     Transport(String),
     /// A name in the layout that nothing can have.
-    #[error("{0:?} can't be the name of an image in a layout")]
+    #[error("{0:?} can't be the name of an image in a layout or archive")]
     Tag(String),
 }
 
@@ -287,46 +308,50 @@ impl FromStr for Source {
     type Err = SourceNameError;
 
     fn from_str(text: &str) -> Result<Self, SourceNameError> {
-        let Some(rest) = text.strip_prefix("oci:") else {
-            // Other tools' words, which would otherwise be names of images.
-            let others = ["docker-archive", "oci-archive", "docker-daemon", "containers-storage"];
-            if let Some((other, _)) = text.split_once(':')
-                && others.contains(&other)
-            {
-                return Err(SourceNameError::Transport(other.to_owned()));
+        let (rest, is_layout) = match (text.strip_prefix("oci:"), text.strip_prefix(ARCHIVE)) {
+            (Some(rest), _) => (rest, true),
+            (_, Some(rest)) => (rest, false),
+            _ => {
+                // Other tools' words, which would otherwise be names of images.
+                let others = ["oci-archive", "docker-daemon", "containers-storage"];
+                if let Some((other, _)) = text.split_once(':')
+                    && others.contains(&other)
+                {
+                    return Err(SourceNameError::Transport(other.to_owned()));
+                }
+                let reference = text.strip_prefix("docker://").unwrap_or(text);
+                return Ok(Self::Registry(reference.parse()?));
             }
-            let reference = text.strip_prefix("docker://").unwrap_or(text);
-            return Ok(Self::Registry(reference.parse()?));
         };
-        if let Some((dir, digest)) = rest.rsplit_once('@')
+        let at = |path: &str, target| Self::at(is_layout, path, target);
+        if let Some((path, digest)) = rest.rsplit_once('@')
             && let Ok(digest) = digest.parse()
         {
             // `oci:DIR:TAG@DIGEST`: the digest decides.
-            let dir = dir.split_once(':').map_or(dir, |(dir, _)| dir);
-            return Self::layout(dir, Target::Digest(digest));
+            return at(path.split_once(':').map_or(path, |(path, _)| path), Target::Digest(digest));
         }
-        // The directory ends at the first colon, as for skopeo and umoci; the
-        // name after it may have colons of its own.
+        // The path ends at the first colon, as for skopeo and umoci; the name
+        // after it may have colons of its own.
         match rest.split_once(':') {
-            None => Self::layout(rest, Target::Default),
-            Some((dir, tag)) if is_layout_name(tag) => {
-                Self::layout(dir, Target::Tag(tag.to_owned()))
-            }
+            None => at(rest, Target::Default),
+            Some((path, tag)) if is_layout_name(tag) => at(path, Target::Tag(tag.to_owned())),
             Some((_, tag)) => Err(SourceNameError::Tag(tag.chars().take(100).collect())),
         }
     }
 }
 
 impl Source {
-    fn layout(dir: &str, target: Target) -> Result<Self, SourceNameError> {
-        if dir.is_empty() {
-            return Err(SourceNameError::NoDirectory);
+    fn at(is_layout: bool, path: &str, target: Target) -> Result<Self, SourceNameError> {
+        match (is_layout, path) {
+            (true, "") => Err(SourceNameError::NoDirectory),
+            (false, "") => Err(SourceNameError::NoFile),
+            (true, dir) => Ok(Self::Layout { dir: dir.into(), target }),
+            (false, file) => Ok(Self::Archive { file: file.into(), target }),
         }
-        Ok(Self::Layout { dir: dir.into(), target })
     }
 
     /// Opens the source. Reads small files: the layout's marker, or the
-    /// configuration of the registry's hosts.
+    /// configuration of the registry's hosts. An archive is not read yet.
     ///
     /// # Errors
     /// [`SourceError`] where the directory is no layout, or the registry's
@@ -338,6 +363,9 @@ impl Source {
                 (Arc::new(client), Target::from(reference))
             }
             Self::Layout { dir, target } => (Arc::new(Layout::open(dir)?), target.clone()),
+            Self::Archive { file, target } => {
+                (Arc::new(Arc::new(DockerArchive::new(file))), target.clone())
+            }
         })
     }
 }
@@ -347,6 +375,7 @@ impl fmt::Display for Source {
         match self {
             Self::Registry(reference) => reference.fmt(f),
             Self::Layout { dir, target } => write!(f, "oci:{}{target}", dir.display()),
+            Self::Archive { file, target } => write!(f, "{ARCHIVE}{}{target}", file.display()),
         }
     }
 }
@@ -413,9 +442,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_are_named_as_for_skopeo() {
+    fn layouts_and_archives_are_named_as_for_skopeo() {
         let digest = Digest::of(b"x");
         let layout = |dir: &str, target| Ok(Source::Layout { dir: dir.into(), target });
+        let archive = |file: &str, target| Ok(Source::Archive { file: file.into(), target });
         let tag = |tag: &str| Target::Tag(tag.to_owned());
         for (text, expected) in [
             ("oci:/a/b", layout("/a/b", Target::Default)),
@@ -430,6 +460,9 @@ mod tests {
             ("oci:dir:a b", Err(SourceNameError::Tag("a b".to_owned()))),
             ("alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
             ("docker://alpine", Ok(Source::Registry("alpine".parse().expect("valid")))),
+            ("docker-archive:/a/b.tar", archive("/a/b.tar", Target::Default)),
+            ("docker-archive:b.tar:x:1", archive("b.tar", tag("x:1"))),
+            ("docker-archive:", Err(SourceNameError::NoFile)),
             ("oci-archive:x.tar", Err(SourceNameError::Transport("oci-archive".to_owned()))),
             ("", Err(SourceNameError::Reference(ReferenceError::Empty))),
         ] {

@@ -357,7 +357,9 @@ fn an_image_of_a_thousand_layers_is_a_tree_or_an_error() {
     let point = peersync.mount_point();
     let guard = Mount::watch(&point);
     let image = layout.reference("v1");
+    let begun = std::time::Instant::now();
     let output = output(&mut peersync.command(&["mount", &image, &point.display().to_string()]));
+    eprintln!("1,000 layers, first sight: {:.1} s", begun.elapsed().as_secs_f64());
     if output.status.success() {
         assert_eq!(fs::read(guard.join("last")).expect("last"), b"999");
         assert!(guard.join("file-0").exists() && guard.join("file-999").exists());

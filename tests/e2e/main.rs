@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod archives;
 mod care;
 mod commands;
 mod compare;

@@ -2,11 +2,13 @@
 //! platforms, and tags beside digests.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::harness::host::{Host, Reply};
 use crate::harness::layout::{Compression, Layout, read_manifest_bytes};
+use crate::harness::line::{Conditions, Line};
 use crate::harness::peersync::Peersync;
 use crate::harness::registry::Registry;
 use crate::harness::tar::Tar;
@@ -169,4 +171,29 @@ fn a_mirror_of_hosts_toml_stands_in_for_a_registry() {
     let options = ["--config", config.as_str()];
     shows(&peersync, "registry.invalid/test/image:v1", &options, "v1");
     assert!(!mirror.requests().is_empty());
+}
+
+/// Each connection of this line has at most 1 MiB under way, so it takes several
+/// to fill it.
+#[test]
+fn the_first_pass_reads_a_far_registry_over_several_connections() {
+    needs_mounts!();
+    let mut content = vec![0; 16 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    let place = scratch();
+    let mut layout = Layout::create(place.path());
+    let mut tar = Tar::new();
+    tar.file(b"large", &content);
+    layout.image("v1", &[tar.finish()], Compression::Gzip);
+    let registry = Registry::start();
+    registry.push(place.path(), "v1", "test/far:v1");
+    let conditions = Conditions { rate: None, delay: Duration::from_millis(50) };
+    let line = Line::shaped(registry.address, conditions);
+    let peersync = Peersync::new();
+    let begun = Instant::now();
+    let mount = peersync.mount(&format!("{}/test/far:v1", line.address), &[]);
+    eprintln!("16 MiB at 100 ms: {:.2} s", begun.elapsed().as_secs_f64());
+    assert!(fs::read(mount.join("large")).expect("large") == content);
+    assert!(line.connections() >= 4, "{} connections", line.connections());
+    assert!(line.down() < 17 << 20, "nothing came twice: {} bytes", line.down());
 }

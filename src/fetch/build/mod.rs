@@ -30,10 +30,10 @@ use crate::layer::root::{LayerRoot, PartRef, RootBody};
 use crate::layer::seek::SeekTableBuilder;
 use crate::layer::skeleton::SkeletonWriter;
 use crate::layer::tree::TreeLimits;
-use crate::oci::{ImageSource, LayerDescriptor, ResumingBlob, RetryPolicy, SourceError};
+use crate::oci::{Ahead, ImageSource, LayerDescriptor, ParallelBlob, RetryPolicy, SourceError};
 use crate::store::{IndexOrigin, LayerKey, StageError, Staging, Store, Stream};
 use crate::telemetry::Counters;
-use crate::types::Digest;
+use crate::types::{Digest, ObjectSpec, VerifiedBlock};
 use resume::{State, resume};
 use sink::{StagingSink, stream_of};
 
@@ -43,6 +43,13 @@ const QUEUE: usize = 8;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// A checkpoint may take this share of the time: it waits for the disk.
 const CHECKPOINT_SHARE: u32 = 20;
+
+/// Segments of blobs that are read ahead of their turn by all first passes
+/// together: 16 MiB.
+const AHEAD: usize = 8;
+/// A layer with so little content becomes durable with others, not by itself:
+/// reading it again costs less than the syncs would.
+const SMALL: u64 = 1 << 20;
 
 /// Why a first pass failed. What was staged stays, unless it is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,7 @@ pub struct FirstPass {
     store: Arc<Store>,
     counters: Arc<Counters>,
     key: SigningKey,
+    ahead: Ahead,
 }
 
 /// When the next checkpoint is due.
@@ -119,7 +127,7 @@ struct Built {
 impl FirstPass {
     /// First passes into `store`; indexes are signed with `key`.
     pub fn new(store: Arc<Store>, counters: Arc<Counters>, key: SigningKey) -> Self {
-        Self { store, counters, key }
+        Self { store, counters, key, ahead: Ahead::new(AHEAD) }
     }
 
     /// Reads a layer once and gives its key. Dropping the future stops the pass;
@@ -185,13 +193,22 @@ impl FirstPass {
         work: &Work,
     ) -> Result<(), PassError> {
         work.set_done(from);
-        self.counters.registry_requests.add(1);
+        let mut requests = 0;
         let seed = u64::from_le_bytes(layer.digest.as_bytes()[..8].try_into().unwrap_or_default());
         let policy = RetryPolicy::default();
         let range = from..layer.size;
-        let mut blob =
-            ResumingBlob::new(Arc::clone(source), layer.digest, layer.size, range, policy, seed);
+        let mut blob = ParallelBlob::new(
+            Arc::clone(source),
+            layer.digest,
+            layer.size,
+            range,
+            policy,
+            seed,
+            &self.ahead,
+        );
         while let Some(chunk) = blob.next().await? {
+            let asked = blob.requests();
+            self.counters.registry_requests.add(asked - std::mem::replace(&mut requests, asked));
             if !source.counts() {
                 self.counters.bytes_registry.add(chunk.len() as u64);
             }
@@ -386,11 +403,45 @@ fn keep(
         streams.push((stream_of(BuildObject::File(file)), made.objects[*object as usize].clone()));
     }
     streams.retain(|(_, spec)| spec.length() > 0);
+    if streams.iter().map(|(_, spec)| spec.length()).sum::<u64>() <= SMALL {
+        // In this order, so that all objects become known at once.
+        let (key, _) = install(store, &root, &parts, IndexOrigin::Own)?;
+        put(store, &staging, &streams)?;
+        staging.discard().map_err(store_error)?;
+        return Ok(key);
+    }
     staging.promote(&streams).map_err(store_error)?;
     let (key, _) = install(store, &root, &parts, IndexOrigin::Own)?;
     store.sync().map_err(store_error)?;
     staging.discard().map_err(store_error)?;
     Ok(key)
+}
+
+/// Stores staged content block by block, to become durable with the store's next
+/// batch.
+fn put(
+    store: &Store,
+    staging: &Staging,
+    streams: &[(Stream, ObjectSpec)],
+) -> Result<(), PassError> {
+    let failed = |error: &dyn std::fmt::Display| PassError::Store(error.to_string());
+    for (stream, spec) in streams {
+        let id = store.add_object(spec).map_err(|e| failed(&e))?;
+        for (index, entry) in (0..).zip(spec.blocks()) {
+            let mut data = vec![0; entry.len as usize];
+            let mut filled = 0;
+            while filled < data.len() {
+                let at = entry.offset + filled as u64;
+                match staging.read(*stream, at, &mut data[filled..]).map_err(store_error)? {
+                    0 => return Err(failed(&"a staged stream is shorter than its object")),
+                    read => filled += read,
+                }
+            }
+            let block = VerifiedBlock::verify(data.into(), &entry.hash).map_err(|e| failed(&e))?;
+            store.put_block(&id, index, &block).map_err(|e| failed(&e))?;
+        }
+    }
+    Ok(())
 }
 
 /// How a stage's thread fails.

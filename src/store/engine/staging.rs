@@ -66,6 +66,8 @@ struct State {
     open: usize,
     sequence: u64,
     new_files: bool,
+    /// The directory's own name is not durable yet.
+    new_dir: bool,
     /// A sync failed: what it covered may be lost, and a later one would not
     /// tell. Only another [`Store::stage`] goes on from here.
     broken: bool,
@@ -302,7 +304,7 @@ impl Staging {
         let device = Arc::clone(&self.inner.device);
         let dir = staging_dir(&self.blob);
         if device.mkdir(&dir)? {
-            device.sync_dir(STAGING_DIR)?;
+            self.state().new_dir = true;
             return Ok(());
         }
         let promoted: BTreeMap<Stream, ObjectId> = self
@@ -323,7 +325,7 @@ impl Staging {
         let Some(checkpoint) = good else {
             self.clear()?;
             device.mkdir(&dir)?;
-            device.sync_dir(STAGING_DIR)?;
+            self.state().new_dir = true;
             return Ok(());
         };
         let mut state = self.state();
@@ -395,16 +397,19 @@ impl Staging {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
-        // Checkpoints first: without them the streams mean nothing.
-        for name in CHECKPOINT_NAMES {
-            device.unlink(&format!("{dir}/{name}"))?;
+        // Checkpoints first: without them the streams mean nothing, and whether
+        // those are gone after a crash does not matter.
+        let is_checkpoint = |name: &str| CHECKPOINT_NAMES.contains(&name);
+        if names.iter().any(|(name, _)| is_checkpoint(name)) {
+            for name in CHECKPOINT_NAMES {
+                device.unlink(&format!("{dir}/{name}"))?;
+            }
+            device.sync_dir(&dir)?;
         }
-        device.sync_dir(&dir)?;
         for (name, _) in names {
             device.unlink(&format!("{dir}/{name}"))?;
         }
         device.rmdir(&dir)?;
-        device.sync_dir(STAGING_DIR)?;
         Ok(())
     }
 
@@ -504,6 +509,10 @@ impl Staging {
             if let Some(known) = state.streams.get_mut(&stream) {
                 known.dirty = false;
             }
+        }
+        if state.new_dir {
+            self.inner.device.sync_dir(STAGING_DIR)?;
+            state.new_dir = false;
         }
         if state.new_files {
             self.inner.device.sync_dir(&staging_dir(&self.blob))?;
