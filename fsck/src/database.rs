@@ -131,13 +131,17 @@ impl Lookup {
 type Open = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl Snapshot {
-    fn table(&self, table: Table) -> Result<Open, DatabaseError> {
-        self.0.open_table(table.definition()).map_err(redb_error)
+    /// `None` where the store is from before there was such a table.
+    fn table(&self, table: Table) -> Result<Option<Open>, DatabaseError> {
+        match self.0.open_table(table.definition()) {
+            Err(redb::TableError::TableDoesNotExist(_)) if table.is_newer() => Ok(None),
+            opened => opened.map(Some).map_err(redb_error),
+        }
     }
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Lookup, DatabaseError> {
         guarded(|| {
-            let open = self.table(table)?;
+            let Some(open) = self.table(table)? else { return Ok(Lookup::Absent) };
             let Some(value) = open.get(key).map_err(redb_error)? else {
                 return Ok(Lookup::Absent);
             };
@@ -149,12 +153,18 @@ impl Snapshot {
     }
 
     pub(crate) fn contains(&self, table: Table, key: &[u8]) -> Result<bool, DatabaseError> {
-        guarded(|| Ok(self.table(table)?.get(key).map_err(redb_error)?.is_some()))
+        guarded(|| {
+            let Some(open) = self.table(table)? else { return Ok(false) };
+            Ok(open.get(key).map_err(redb_error)?.is_some())
+        })
     }
 
     /// Rows in a table.
     pub(crate) fn count(&self, table: Table) -> Result<u64, DatabaseError> {
-        guarded(|| self.table(table)?.len().map_err(redb_error))
+        guarded(|| match self.table(table)? {
+            Some(open) => open.len().map_err(redb_error),
+            None => Ok(0),
+        })
     }
 
     /// Visits the rows whose key begins with `prefix`, in order, with their
@@ -165,7 +175,7 @@ impl Snapshot {
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], Result<&[u8], RecordError>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let open = guarded(|| self.table(table))?;
+        let Some(open) = guarded(|| self.table(table))? else { return Ok(()) };
         let mut rows = guarded(|| open.range::<&[u8]>(prefix..).map_err(redb_error))?;
         while let Some(row) = guarded(|| rows.next().transpose().map_err(redb_error))? {
             let key = row.0.value();
@@ -188,7 +198,7 @@ impl Snapshot {
         mut keep: impl FnMut(&[u8], &[u8]),
     ) -> bool {
         let done = guarded(|| {
-            let open = self.table(table)?;
+            let Some(open) = self.table(table)? else { return Ok(()) };
             let mut rows = open.range::<&[u8]>((from, to)).map_err(redb_error)?;
             loop {
                 let row = if backwards { rows.next_back() } else { rows.next() };

@@ -103,6 +103,7 @@ impl Checker<'_> {
         self.delete(Table::Objects, id.as_bytes())?;
         self.delete(Table::Marks, id.as_bytes())?;
         self.delete(Table::Removing, id.as_bytes())?;
+        self.delete(Table::Accesses, id.as_bytes())?;
         if own {
             let number = keys::number(record.number);
             self.delete(Table::Numbers, &number)?;
@@ -138,7 +139,7 @@ impl Checker<'_> {
             }
             Ok::<_, FsckError>(())
         })?;
-        for table in [Table::Marks, Table::Removing] {
+        for table in [Table::Marks, Table::Removing, Table::Accesses] {
             before.scan(table, &[], |key, _| {
                 if !snapshot.contains(Table::Objects, key)? && snapshot.contains(table, key)? {
                     self.found(Kind::Relation, row(table, key), "the object is not on record");

@@ -6,6 +6,7 @@ use peersync::store::format::layout::Stream;
 use peersync::store::format::records::{
     BlobRecord, ChainRecord, ContentRecord, ImageRecord, LayerRecord, ObjectRecord,
     PromotionRecord, Role, Session, SlotOwner, VerifiedMark, decode_number, decode_object,
+    decode_time,
 };
 use peersync::store::format::tables::Table;
 use peersync::types::Digest;
@@ -61,7 +62,9 @@ fn key_fits(table: Table, key: &[u8]) -> bool {
         Table::State => {
             [keys::STATE_SESSION, keys::STATE_NEXT_OBJECT, keys::STATE_NEXT_SLOT].contains(&key)
         }
-        Table::Objects | Table::Marks | Table::Removing => keys::parse_object(key).is_some(),
+        Table::Objects | Table::Marks | Table::Removing | Table::Accesses => {
+            keys::parse_object(key).is_some()
+        }
         Table::Numbers | Table::Slots => keys::parse_number(key).is_some(),
         Table::Specs => keys::parse_spec_chunk(key).is_some(),
         Table::BlockIndex => keys::parse_block_row(key).is_some(),
@@ -77,7 +80,7 @@ fn key_fits(table: Table, key: &[u8]) -> bool {
         Table::Blobs | Table::Chains | Table::Documents => keys::parse_digest(key).is_some(),
         Table::Homes => keys::parse_home(key).is_some(),
         Table::Origins => keys::parse_origin(key).is_some(),
-        Table::Names | Table::Images => std::str::from_utf8(key).is_ok(),
+        Table::Names | Table::Images | Table::Pins => std::str::from_utf8(key).is_ok(),
     }
 }
 
@@ -101,6 +104,7 @@ fn payload_fits(table: Table, key: &[u8], payload: &[u8]) -> Result<(), RecordEr
         Table::Slots => SlotOwner::decode(payload).map(drop),
         Table::Chains => ChainRecord::decode(payload).map(drop),
         Table::Images => ImageRecord::decode(payload).map(drop),
+        Table::Accesses | Table::Pins => decode_time(payload).map(drop),
         Table::Specs
         | Table::Removing
         | Table::Origins

@@ -12,7 +12,8 @@ mod server;
 pub use client::{Client, ClientError, connect};
 pub use http::{Vitals, serve_http};
 pub use protocol::{
-    Event, Failure, FailureKind, ImageInfo, LayerInfo, MountArgs, MountInfo, PeerInfo, Progress,
-    PullReport, Request, SOCKET, Stage, Status, StoreInfo, SwarmNode, TrackerInfo,
+    Event, Failure, FailureKind, GcGroup, GcItem, GcReport, ImageInfo, LayerInfo, MountArgs,
+    MountInfo, PeerInfo, PinInfo, Progress, PullReport, Request, SOCKET, Stage, Status, StoreInfo,
+    SwarmNode, TrackerInfo,
 };
 pub use server::{Events, Service, serve};

@@ -48,6 +48,23 @@ pub enum Request {
         /// As in [`Request::Pull`].
         plain_http: bool,
     },
+    /// Evict what the budget wants gone; answers [`Event::Gc`].
+    Gc {
+        /// Only say what would go.
+        dry_run: bool,
+    },
+    /// Keep an image or a layer; answers [`Event::Pins`].
+    Pin {
+        /// Its reference, or its digest.
+        name: String,
+    },
+    /// Keep it no more; answers [`Event::Pins`].
+    Unpin {
+        /// As it was pinned.
+        name: String,
+    },
+    /// Answers [`Event::Pins`].
+    Pins,
     /// What the objects of the store are and which blocks are there: lines as
     /// `store::format::inventory` describes them.
     Inventory {
@@ -119,6 +136,13 @@ pub enum Event {
         digest: String,
         /// Bytes of all its blobs.
         bytes: u64,
+    },
+    /// What went, or would.
+    Gc(Box<GcReport>),
+    /// What is pinned.
+    Pins {
+        /// By name.
+        pins: Vec<PinInfo>,
     },
     /// The request failed.
     Failed(Failure),
@@ -350,6 +374,62 @@ pub struct StoreInfo {
     pub resident_bytes: u64,
     /// Bytes free on its file system.
     pub free_bytes: u64,
+}
+
+/// What an eviction did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcReport {
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// Bytes that the store held before.
+    pub used_bytes: u64,
+    /// Bytes that it may hold.
+    pub budget_bytes: u64,
+    /// Bytes that went, or would go.
+    pub freed_bytes: u64,
+    /// Bytes that have to go and can't now.
+    pub short_bytes: u64,
+    /// All objects, by what becomes of them and why.
+    pub groups: Vec<GcGroup>,
+    /// The largest of them, what goes first.
+    pub items: Vec<GcItem>,
+}
+
+/// Objects that stay or go for the same reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcGroup {
+    /// They go.
+    pub goes: bool,
+    /// Why.
+    pub why: String,
+    /// How many.
+    pub objects: u64,
+    /// Bytes of them that are here.
+    pub bytes: u64,
+}
+
+/// An object that stays or goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcItem {
+    /// Its name: 64 hexadecimal digits.
+    pub object: String,
+    /// It goes.
+    pub goes: bool,
+    /// Why.
+    pub why: String,
+    /// Bytes of it that are here.
+    pub bytes: u64,
+    /// Since when nobody used it, if anybody ever did.
+    pub unused_seconds: Option<u64>,
+}
+
+/// A pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinInfo {
+    /// An image's reference or a layer's digest.
+    pub name: String,
+    /// When it was set, in seconds since 1970.
+    pub since: u64,
 }
 
 /// Why a request failed.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 
@@ -89,6 +89,7 @@ impl BlockReader for ReadThrough {
     fn read_resident(&self, request: &ReadRequest, buf: &mut Vec<u8>) -> Result<bool, ReadError> {
         let inner = &self.inner;
         let here = inner.read_store(&request.object, request.offset, request.len, buf)?;
+        inner.store.note_used(&request.object, unix_time());
         if here {
             inner.counters.bytes_read.add(request.len.into());
             inner.counters.bytes_read_resident.add(request.len.into());
@@ -110,7 +111,9 @@ impl BlockReader for ReadThrough {
     }
 
     fn backing_file(&self, object: &ObjectId) -> Option<File> {
-        self.inner.store.backing_file(object)
+        let file = self.inner.store.backing_file(object)?;
+        self.inner.store.note_used(object, unix_time());
+        Some(file)
     }
 }
 
@@ -235,6 +238,10 @@ impl Inner {
         // A panic while the lock was held left no half-made change behind.
         self.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn read_error(error: FetchError) -> ReadError {

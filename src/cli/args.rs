@@ -93,6 +93,25 @@ pub(super) enum Command {
     /// line), from peers in the LAN and elsewhere, and what was here under another
     /// name. A daemon gives the same to Prometheus: see `metrics` in the output.
     Status,
+    /// Evict what the budget (store.max_size, store.min_free) wants gone, and say why
+    /// each thing goes or stays.
+    Gc {
+        /// Only say what would go.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Keep an image or a layer in the store; without a name, list what is pinned.
+    ///
+    /// What is pinned goes only when the budget can be met in no other way.
+    Pin {
+        /// An image that the store knows, or a layer's digest.
+        name: Option<String>,
+    },
+    /// Take a pin away.
+    Unpin {
+        /// As it was pinned.
+        name: String,
+    },
     /// Build, publish and show layer indexes.
     #[command(subcommand)]
     Index(IndexCommand),

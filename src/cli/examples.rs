@@ -44,6 +44,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("layers", "  peersync layers\n  peersync --json layers"),
     ("peers", "  peersync peers\n  peersync --json peers"),
     ("status", "  peersync status\n  peersync --json status\n  peersync --store /tmp/s status"),
+    ("gc", "  peersync gc --dry-run\n  peersync --json gc"),
+    ("pin", "  peersync pin docker.io/library/debian:12\n  peersync pin"),
+    ("unpin", "  peersync unpin docker.io/library/debian:12"),
     ("index", "  peersync index build registry.example/team/app:1"),
     ("index build", "  peersync index build registry.example/team/app:1"),
     (

@@ -5,6 +5,7 @@ mod daemon;
 mod doctor;
 mod examples;
 mod exit;
+mod gc;
 mod list;
 mod mount;
 mod owner;
@@ -44,6 +45,10 @@ fn run(args: Args) -> Result<(), Exit> {
         Command::Layers => list::layers(&owner),
         Command::Peers => list::peers(&owner),
         Command::Status => list::status(&owner),
+        Command::Gc { dry_run } => gc::gc(&owner, dry_run),
+        Command::Pin { name: Some(name) } => gc::pin(&owner, &name),
+        Command::Pin { name: None } => gc::pins(&owner),
+        Command::Unpin { name } => gc::unpin(&owner, &name),
         Command::Index(IndexCommand::Build { image, plain_http }) => {
             pull::index_build(&owner, &image, plain_http)
         }

@@ -62,7 +62,7 @@ impl Caretaker {
 
 /// Steps back behind other work. Not to idle priority: what it locks would then
 /// be locked for as long as the machine is busy.
-fn step_back() {
+pub(super) fn step_back() {
     // IOPRIO_WHO_PROCESS, this thread, the lowest level of IOPRIO_CLASS_BE.
     const LOW_IO: libc::c_int = (2 << 13) | 7;
     // SAFETY: both calls take numbers only, and act on this thread.

@@ -1,6 +1,7 @@
 //! The node: store, engine, images and mounts, put together.
 
 mod caretaker;
+mod evict;
 pub(crate) mod memory;
 mod mirror;
 mod operator;
@@ -68,6 +69,8 @@ pub struct Node {
     listener: Mutex<Option<UnixListener>>,
     signals: Mutex<Option<Signals>>,
     caretaker: Mutex<Option<caretaker::Caretaker>>,
+    evictor: Arc<evict::Evictor>,
+    evicting: Mutex<Option<evict::Thread>>,
     socket: PathBuf,
     socket_inode: Option<u64>,
     /// Images that containerd asks for, and whose layers are on their way.
@@ -230,6 +233,12 @@ impl Node {
                 mounted.handle.listings_changed();
             }
         });
+        let evictor = evict::Evictor::new(
+            Arc::clone(&store),
+            Arc::clone(&counters),
+            config.store.clone(),
+            key.peer_id(),
+        );
         let node = Arc::new(Self {
             config,
             role,
@@ -245,6 +254,8 @@ impl Node {
             listener: Mutex::new(listener),
             signals: Mutex::new(Some(signals)),
             caretaker: Mutex::default(),
+            evictor: Arc::new(evictor),
+            evicting: Mutex::default(),
             socket_inode: inode(&socket),
             coming: remote::Coming::default(),
             snapshots: Mutex::default(),
@@ -359,7 +370,7 @@ impl Node {
     }
 
     /// Has the store looked after from now on.
-    fn take_care(&self) {
+    fn take_care(self: &Arc<Self>) {
         if self.store.is_read_only() {
             return;
         }
@@ -375,6 +386,13 @@ impl Node {
                 *running = Some(caretaker);
             }
             Err(error) => warn!("nobody looks after the store: {error}"),
+        }
+        match evict::Thread::start(self) {
+            Ok(thread) => {
+                let mut running = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+                *running = Some(thread);
+            }
+            Err(error) => warn!("nothing is evicted: {error}"),
         }
     }
 
@@ -405,8 +423,12 @@ impl Node {
         }
         self.engine.close();
         let caretaker = self.caretaker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let evicting = self.evicting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let store = Arc::clone(&self.store);
         let closing = move || {
+            if let Some(evicting) = evicting {
+                evicting.stop();
+            }
             if let Some(caretaker) = caretaker {
                 caretaker.stop();
             }

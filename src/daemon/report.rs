@@ -1,6 +1,6 @@
 //! What a node says of itself: on the control socket and in `.peersync/`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use serde_json::json;
@@ -91,15 +91,15 @@ impl Node {
         })
     }
 
-    /// Number of the layers' objects, and bytes of them that are here.
+    /// Number of the store's objects, and bytes of them that are here.
     pub(super) fn held(&self) -> (u64, u64) {
-        let mut objects = HashSet::new();
-        for (key, _) in self.store.layers().unwrap_or_default() {
-            let of = self.store.layer_objects(&key).unwrap_or_default();
-            objects.extend(of.into_iter().map(|(id, _)| id));
+        match self.store.held() {
+            Ok(held) => (held.objects, held.bytes),
+            Err(error) => {
+                warn!("what the store holds: {error}");
+                (0, 0)
+            }
         }
-        let bytes = objects.iter().map(|id| self.store.progress(id).resident).sum();
-        (objects.len() as u64, bytes)
     }
 
     /// The work that goes on.

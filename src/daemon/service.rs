@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use futures_util::stream::{self, TryStreamExt};
 
-use super::Node;
 use super::report::{by_source, mount_info, progress};
+use super::{Node, evict};
 use crate::admin::{
-    Event, Events, Failure, FailureKind, LayerInfo, MountArgs, Progress, PullReport, Request,
-    Service, Stage,
+    Event, Events, Failure, FailureKind, LayerInfo, MountArgs, PinInfo, Progress, PullReport,
+    Request, Service, Stage,
 };
 use crate::fetch::Sources;
 use crate::fs::{Root, Slot};
@@ -58,6 +58,17 @@ impl Service for Node {
                     let (node, peers) = self.peers();
                     Ok(Event::Peers { node, peers })
                 }
+                Request::Gc { dry_run } => {
+                    let report = self
+                        .blocking(move |node| {
+                            node.evictor.gc(node, dry_run).map_err(|error| error.to_string())
+                        })
+                        .await?;
+                    Ok(Event::Gc(Box::new(report)))
+                }
+                Request::Pin { name } => self.pin(name).await,
+                Request::Unpin { name } => self.unpin(name).await,
+                Request::Pins => self.pins().await,
                 Request::Inventory { object } => self.inventory(object, events).await,
                 Request::Layers => {
                     let layers = self.blocking(|node| node.layers()).await?;
@@ -201,6 +212,39 @@ impl Node {
         .await
     }
 
+    async fn pin(self: &Arc<Self>, name: String) -> Answer {
+        let name = pin_name(&name);
+        let known = name.clone();
+        let slots = self
+            .blocking(move |node| evict::slots_of(&node.store, &known).map_err(|e| e.to_string()))
+            .await?;
+        if slots.is_empty() {
+            let message = format!("{name} is not known here: pull or mount it first");
+            return Err(Failure::new(FailureKind::NotFound, message));
+        }
+        self.blocking(move |node| {
+            node.store.pin(&name, evict::unix_time()).map_err(|e| e.to_string())
+        })
+        .await?;
+        self.pins().await
+    }
+
+    async fn unpin(self: &Arc<Self>, name: String) -> Answer {
+        let pinned = pin_name(&name);
+        let there =
+            self.blocking(move |node| node.store.unpin(&pinned).map_err(|e| e.to_string())).await?;
+        if !there {
+            return Err(Failure::new(FailureKind::NotFound, format!("{name} is not pinned")));
+        }
+        self.pins().await
+    }
+
+    async fn pins(self: &Arc<Self>) -> Answer {
+        let pins = self.blocking(|node| node.store.pins().map_err(|e| e.to_string())).await?;
+        let pins = pins.into_iter().map(|(name, since)| PinInfo { name, since }).collect();
+        Ok(Event::Pins { pins })
+    }
+
     async fn layers_of(self: &Arc<Self>, resolved: &Resolved) -> Answer {
         let all = self.blocking(|node| node.layers()).await?;
         let of = |blob: &crate::types::Digest| {
@@ -222,6 +266,14 @@ impl Node {
             Ok(result) => result.map_err(failed),
             Err(error) => Err(failed(error.to_string())),
         }
+    }
+}
+
+/// A name as the store has it.
+fn pin_name(name: &str) -> String {
+    match (name.parse::<crate::types::Digest>(), name.parse::<crate::oci::Reference>()) {
+        (Err(_), Ok(reference)) if !name.starts_with("oci:") => reference.to_string(),
+        _ => name.to_owned(),
     }
 }
 

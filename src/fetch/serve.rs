@@ -1,6 +1,7 @@
 //! What a node serves to its peers: what its store holds.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::warn;
 
@@ -46,6 +47,8 @@ impl BlockServer for StoreServer {
         let block = served(self.store.read_block(object, index), "block");
         if let Served::Yes(block) = &block {
             self.counters.content_served.add(block.data().len() as u64);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            self.store.note_used(object, now.map_or(0, |since| since.as_secs()));
         }
         block
     }

@@ -14,6 +14,7 @@ use super::graft::path_of;
 use super::inode::{Node, NodeId};
 use crate::blocks::{BlockReader, ReadError, ReadFuture, ReadRequest, StreamId};
 use crate::layer::tree::{FileData, NodeIx, NodeKind, Range, Tree};
+use crate::types::ObjectId;
 
 /// A file that a program has open.
 pub struct OpenFile {
@@ -148,6 +149,16 @@ impl FileSystem {
     pub fn file(&self, handle: u64) -> Result<Arc<OpenFile>, FsError> {
         let open = self.files.open.read().unwrap_or_else(PoisonError::into_inner);
         open.get(&handle).cloned().ok_or(FsError::Invalid)
+    }
+
+    /// The objects of which files are open.
+    pub fn open_objects(&self) -> Vec<ObjectId> {
+        let open = self.files.open.read().unwrap_or_else(PoisonError::into_inner);
+        let object = |file: &Arc<OpenFile>| match &file.content {
+            Content::Layer(file) => Some(file.data()?.object),
+            Content::Made(_) => None,
+        };
+        open.values().filter_map(object).collect()
     }
 
     /// Gives a handle back. The file is that of the handle, if there was one.

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::fs::FileSystem;
 use crate::fuse::{self, MountError, MountHandle, MountOptions};
+use crate::types::ObjectId;
 
 /// A mount that a node serves.
 #[derive(Clone)]
@@ -18,6 +19,7 @@ pub struct Mounted {
     pub image: Option<String>,
     /// The mount.
     pub handle: Arc<MountHandle>,
+    fs: Arc<FileSystem>,
 }
 
 /// All mounts of a node. Bounded by what people mount.
@@ -49,8 +51,8 @@ impl Mounts {
             info!(dir = %at.display(), "unmounted");
             changed.notify_waiters();
         };
-        let handle = Arc::new(fuse::mount(fs, dir, options, runtime, on_end)?);
-        let mounted = Mounted { image, handle };
+        let handle = Arc::new(fuse::mount(Arc::clone(&fs), dir, options, runtime, on_end)?);
+        let mounted = Mounted { image, handle, fs };
         info!(dir = %dir.display(), image = mounted.image.as_deref(), "mounted");
         guard.insert(dir.to_owned(), mounted.clone());
         Ok(mounted)
@@ -59,6 +61,11 @@ impl Mounts {
     /// What is mounted.
     pub fn list(&self) -> Vec<Mounted> {
         self.table().values().cloned().collect()
+    }
+
+    /// The objects of which programs have files open, in any mount.
+    pub fn open_objects(&self) -> Vec<ObjectId> {
+        self.list().iter().flat_map(|mounted| mounted.fs.open_objects()).collect()
     }
 
     /// Whether nothing is mounted.

@@ -133,6 +133,14 @@ counters! {
     /// Tags that the mirror served as last known, because their registry could not be
     /// asked.
     mirror_stale as "mirror_stale_tags",
+    /// Bytes evicted: no layer needed them.
+    evicted_orphan as "evicted_bytes" { reason: "orphan" },
+    /// Bytes evicted: the budget wanted them gone.
+    evicted_pressure as "evicted_bytes" { reason: "pressure" },
+    /// Objects that came back after they were evicted.
+    eviction_misses as "eviction_misses",
+    /// Bytes of them.
+    eviction_missed_bytes as "eviction_missed_bytes",
     /// Reads that failed because no source made progress.
     reads_failed as "reads_failed",
 }

@@ -12,6 +12,7 @@ mod compare;
 mod crash;
 mod daemon;
 mod disk;
+mod eviction;
 mod hostile;
 mod lazy;
 mod models;

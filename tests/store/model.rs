@@ -105,6 +105,12 @@ impl Model {
 
     /// What the store says it has is what it may have, byte by byte.
     fn check(&self, store: &Store) -> Result<(), TestCaseError> {
+        let ids: std::collections::BTreeSet<_> = self.all().map(|(_, id, _)| id).collect();
+        let there: u64 = ids.iter().map(|id| store.progress(id).resident).sum();
+        // A full disk may keep the database from being opened again.
+        if let Ok(held) = store.held() {
+            prop_assert_eq!(held.bytes, there, "the account is wrong");
+        }
         for (object, id, block) in self.all() {
             let expected = self.get(object, block);
             let has = store.has_block(&id, block);

@@ -394,6 +394,10 @@ impl ImageSource for Relayed {
         true
     }
 
+    fn is_local(&self) -> bool {
+        self.source.is_local()
+    }
+
     fn open_blob<'a>(
         &'a self,
         digest: &'a Digest,

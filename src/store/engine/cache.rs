@@ -22,6 +22,9 @@ pub(super) struct Cache {
     max_open: usize,
 }
 
+/// Gives the entry of an object that is in memory.
+pub(super) type Look<'a> = dyn Fn(&ObjectId) -> Option<Arc<Entry>> + 'a;
+
 #[derive(Debug, Default)]
 struct Ring {
     ids: VecDeque<ObjectId>,
@@ -85,6 +88,15 @@ impl Cache {
             }
         }
         Ok(entry)
+    }
+
+    /// Looks at what is in memory while nothing is loaded.
+    pub(super) fn steady<T>(&self, look: impl FnOnce(&Look<'_>) -> T) -> T {
+        let _ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        look(&|id| {
+            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+            map.get(id).cloned()
+        })
     }
 
     /// Forgets an object that was removed from the store.

@@ -4,9 +4,10 @@
 //! truth; see [`super::cache`].
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::account::Account;
 use super::bits::Bits;
 use crate::store::device::{Device, DeviceFile, Mode, Stat, read_whole};
 use crate::store::format::bits as bitmap;
@@ -19,7 +20,8 @@ use crate::types::{ObjectId, ObjectSpec};
 pub(super) struct Entry {
     pub(super) id: ObjectId,
     pub(super) spec: Arc<ObjectSpec>,
-    /// Blocks whose bytes are in the file.
+    /// Blocks whose bytes are in the file. Changed only through the methods of
+    /// [`Entry`], which keep the account.
     pub(super) present: Bits,
     /// Blocks whose bytes were verified since the store was opened, or are
     /// vouched for by a mark.
@@ -30,6 +32,9 @@ pub(super) struct Entry {
     pub(super) disk: Mutex<DiskState>,
     /// Used since the clock's hand last passed.
     pub(super) touched: AtomicBool,
+    /// When somebody used it last, as far as noted; in seconds since 1970.
+    pub(super) used: AtomicU64,
+    account: Arc<Account>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +84,7 @@ impl Entry {
         record: &ObjectRecord,
         spec: Arc<ObjectSpec>,
         mark: Option<VerifiedMark>,
+        account: &Arc<Account>,
     ) -> io::Result<(Self, Loaded)> {
         let count = spec.block_count();
         let entry = Self {
@@ -88,6 +94,8 @@ impl Entry {
             file: RwLock::default(),
             disk: Mutex::default(),
             touched: AtomicBool::new(true),
+            used: AtomicU64::new(0),
+            account: Arc::clone(account),
             spec,
         };
         let mut loaded = Loaded::Sound;
@@ -140,9 +148,67 @@ impl Entry {
     pub(super) fn drop_block(&self, index: u32) {
         let mut disk = self.disk();
         self.verified.clear(index);
-        if self.present.clear(index) {
+        if self.clear(index) {
             disk.dropped.push(index);
         }
+    }
+
+    /// Notes that a block's bytes are in the file.
+    pub(super) fn set(&self, index: u32) {
+        self.account.change(&self.id, || {
+            let came = self.present.set(index);
+            (if came { self.len_of(index) } else { 0 }, 0)
+        });
+    }
+
+    /// Notes that all bytes are in the file.
+    pub(super) fn set_all(&self) {
+        self.account.change(&self.id, || {
+            let before = self.held();
+            self.present.set_all();
+            (self.spec.length(), before)
+        });
+    }
+
+    /// Drops a block's claim and tells whether there was one.
+    pub(super) fn clear(&self, index: u32) -> bool {
+        let mut went = false;
+        self.account.change(&self.id, || {
+            went = self.present.clear(index);
+            (0, if went { self.len_of(index) } else { 0 })
+        });
+        went
+    }
+
+    /// Drops all claims.
+    pub(super) fn clear_all(&self) {
+        self.account.change(&self.id, || {
+            let before = self.held();
+            self.present.clear_all();
+            (0, before)
+        });
+    }
+
+    /// Drops the claims that are not in `words`.
+    pub(super) fn retain(&self, words: &[u64]) {
+        self.account.change(&self.id, || {
+            let before = self.held();
+            self.present.retain(words);
+            (self.held(), before)
+        });
+    }
+
+    /// Bytes of the blocks that are there.
+    pub(super) fn held(&self) -> u64 {
+        if self.present.all() {
+            return self.spec.length();
+        }
+        let there = (0..self.spec.block_count()).filter(|index| self.present.get(*index));
+        there.map(|index| self.len_of(index)).sum()
+    }
+
+    fn len_of(&self, index: u32) -> u64 {
+        self.spec.block(index).map_or(0, |block| u64::from(block.len))
     }
 
     /// Drops the claims of blocks that don't end within `size` bytes.

@@ -267,7 +267,7 @@ impl Inner {
             // Claims without a file: nothing may stay.
             job.bits.fill(0);
             job.full = false;
-            job.entry.present.retain(&job.bits);
+            job.entry.retain(&job.bits);
             return Ok(());
         };
         // Those that are dropped while the sync runs wait for the next batch.
@@ -275,11 +275,11 @@ impl Inner {
         if let Err(e) = file.sync_data() {
             let mut disk = job.entry.disk();
             if !disk.complete {
-                job.entry.present.retain(&disk.durable);
+                job.entry.retain(&disk.durable);
                 job.entry.verified.retain(&disk.durable);
             }
             for index in &dropped {
-                job.entry.present.clear(*index);
+                job.entry.clear(*index);
                 job.entry.verified.clear(*index);
             }
             disk.dropped.extend(dropped);

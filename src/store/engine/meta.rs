@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::{
-    Database, Durability, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction,
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTableMetadata as _,
+    StorageError, WriteTransaction,
 };
 
 use super::error::MetaError;
@@ -336,13 +337,26 @@ pub(super) struct View(ReadTransaction);
 type OpenTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl View {
-    fn open_table(&self, table: Table) -> Result<OpenTable, MetaError> {
-        self.0.open_table(table.definition()).map_err(redb_error)
+    /// `None` where the store is from before there was such a table.
+    fn open_table(&self, table: Table) -> Result<Option<OpenTable>, MetaError> {
+        match self.0.open_table(table.definition()) {
+            Err(redb::TableError::TableDoesNotExist(_)) if table.is_newer() => Ok(None),
+            opened => opened.map(Some).map_err(redb_error),
+        }
+    }
+
+    /// Rows in a table.
+    pub(super) fn count(&self, table: Table) -> Result<u64, MetaError> {
+        match self.open_table(table)? {
+            Some(open) => open.len().map_err(redb_error),
+            None => Ok(0),
+        }
     }
 
     /// The payload of a record.
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        match self.open_table(table)?.get(key).map_err(redb_error)? {
+        let Some(open) = self.open_table(table)? else { return Ok(None) };
+        match open.get(key).map_err(redb_error)? {
             None => Ok(None),
             Some(value) => payload(table, key, value.value()).map(|p| Some(p.to_vec())),
         }
@@ -355,7 +369,7 @@ impl View {
         after: Option<&[u8]>,
         max: usize,
     ) -> Result<Vec<Vec<u8>>, MetaError> {
-        let open = self.open_table(table)?;
+        let Some(open) = self.open_table(table)? else { return Ok(Vec::new()) };
         let from = match after {
             Some(key) => Bound::Excluded(key),
             None => Bound::Unbounded,
@@ -367,7 +381,8 @@ impl View {
     }
 
     pub(super) fn contains(&self, table: Table, key: &[u8]) -> Result<bool, MetaError> {
-        Ok(self.open_table(table)?.get(key).map_err(redb_error)?.is_some())
+        let Some(open) = self.open_table(table)? else { return Ok(false) };
+        Ok(open.get(key).map_err(redb_error)?.is_some())
     }
 
     /// Visits the records whose key begins with `prefix`, in order. A record
@@ -378,7 +393,7 @@ impl View {
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), MetaError> {
-        let open = self.open_table(table)?;
+        let Some(open) = self.open_table(table)? else { return Ok(()) };
         for row in open.range::<&[u8]>(prefix..).map_err(redb_error)? {
             let (key, value) = row.map_err(redb_error)?;
             let key = key.value();

@@ -1,5 +1,7 @@
 //! The engine: keeps the store's invariants.
 
+mod access;
+mod account;
 mod bits;
 mod cache;
 mod catalog;
@@ -11,6 +13,7 @@ mod inventory;
 mod meta;
 mod objects;
 mod open;
+mod pins;
 mod promote;
 mod quarantine;
 mod read;
@@ -22,6 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+pub use access::Used;
+pub use account::Held;
 pub use catalog::NewLayer;
 pub use error::{MetaError, OpenError, PutError, ReadError, StageError, SyncError};
 pub use flush::FlushPolicy;
@@ -91,6 +96,8 @@ struct Inner {
     meta: Meta,
     cache: Cache,
     dirty: Dirty,
+    account: Arc<account::Account>,
+    accesses: access::Accesses,
     verify: VerifyPolicy,
     /// Opened read-only, or closed.
     read_only: AtomicBool,

@@ -215,13 +215,16 @@ impl Inner {
             let mark = mark
                 .and_then(|payload| VerifiedMark::decode(&payload).ok())
                 .filter(|mark| mark.epoch == self.epoch);
-            let (entry, loaded) = Entry::load(&*self.device, *id, &record, Arc::new(spec), mark)?;
+            let (entry, loaded) =
+                Entry::load(&*self.device, *id, &record, Arc::new(spec), mark, &self.account)?;
             dropped = loaded == Loaded::Dropped;
             Ok::<_, ReadError>(entry)
         })?;
         if dropped {
             tracing::warn!(object = %id, "files of the object are missing or damaged; what is lost will be fetched again");
             self.dirty.add(&entry, 0);
+            // What was claimed before was counted.
+            self.account.doubt();
         }
         Ok(entry)
     }
@@ -288,7 +291,7 @@ impl Inner {
                 return Ok(false);
             }
             entry.verified.set(index);
-            entry.present.set(index);
+            entry.set(index);
             self.dirty.add(&entry, u64::from(wanted.len));
             drop(slot);
             Counters::add(&self.counters.stored_blocks, 1);

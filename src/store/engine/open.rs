@@ -150,6 +150,7 @@ impl Inner {
     /// The end of a session.
     fn finish(&self) -> Result<(), SyncError> {
         self.flush()?;
+        self.record_accesses()?;
         let mut marks = Vec::new();
         for entry in self.cache.entries() {
             let disk = entry.disk();
@@ -214,6 +215,8 @@ impl Opening<'_> {
             device: Arc::clone(&self.device),
             cache: Cache::new(self.options.object_cache, self.options.open_files),
             dirty: Dirty::new(self.options.flush),
+            account: Arc::default(),
+            accesses: Default::default(),
             verify: self.options.verify,
             read_only: read_only.into(),
             epoch: session.epoch,

@@ -159,7 +159,7 @@ impl Inner {
         }
         slot.handle = None;
         entry.verified.clear_all();
-        entry.present.set_all();
+        entry.set_all();
         drop(slot);
         Ok(Some(entry))
     }

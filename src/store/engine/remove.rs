@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::{MutexGuard, PoisonError};
 
-use super::error::{MetaError, SyncError};
+use super::error::{MetaError, ReadError, SyncError};
 use super::meta::{Batch, View};
 use super::objects::object_record;
 use super::{Inner, Store, open};
@@ -87,9 +87,22 @@ impl Inner {
         // Before it is on record: a change that fails may be found made.
         self.removing().extend(ids);
         let ids: BTreeSet<&ObjectId> = ids.iter().collect();
+        // In memory until they are gone: what goes is taken off the account.
+        let entries: Vec<_> = ids.iter().map(|id| self.entry(id)).collect();
+        let done = self.remove_loaded(&ids, how);
+        let lost = |entry: &Result<_, ReadError>| {
+            entry.as_ref().is_err_and(|error| !matches!(error, ReadError::Unknown(_)))
+        };
+        if done.is_err() || entries.iter().any(lost) {
+            self.account.doubt();
+        }
+        done
+    }
+
+    fn remove_loaded(&self, ids: &BTreeSet<&ObjectId>, how: Removal) -> Result<u64, SyncError> {
         let planned = self.meta.update(true, |view, batch| {
             let mut planned = Vec::new();
-            for id in &ids {
+            for id in ids {
                 let id = *id;
                 let Some(mut record) = object_record(view, id)? else {
                     continue;
@@ -156,7 +169,7 @@ impl Inner {
                 // Whoever holds the entry looks it up again.
                 slot.gone = true;
                 slot.handle = None;
-                entry.present.clear_all();
+                entry.clear_all();
                 entry.verified.clear_all();
             }
             self.device.unlink(&bits_path(id))?;
@@ -228,6 +241,7 @@ fn forget(view: &View, batch: &mut Batch, id: &ObjectId) -> Result<(), MetaError
     })?;
     batch.delete(Table::Numbers, &number);
     batch.delete(Table::Marks, id.as_bytes());
+    batch.delete(Table::Accesses, id.as_bytes());
     batch.delete(Table::Objects, id.as_bytes());
     Ok(())
 }

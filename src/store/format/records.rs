@@ -60,6 +60,22 @@ pub fn decode_number(payload: &[u8]) -> Result<u32, RecordError> {
     Ok(n)
 }
 
+/// A time in seconds since 1970 as a payload.
+pub fn encode_time(seconds: u64) -> Vec<u8> {
+    Writer::default().u64(seconds).done()
+}
+
+/// Reads [`encode_time`].
+///
+/// # Errors
+/// [`RecordError::Malformed`].
+pub fn decode_time(payload: &[u8]) -> Result<u64, RecordError> {
+    let mut r = Reader::new(payload);
+    let seconds = r.u64()?;
+    r.end()?;
+    Ok(seconds)
+}
+
 /// An object id as a payload.
 pub fn encode_object(id: &ObjectId) -> Vec<u8> {
     id.as_bytes().to_vec()

@@ -59,11 +59,15 @@ pub enum Table {
     Images,
     /// Digest to the document's bytes.
     Documents,
+    /// Object id to when it was last used.
+    Accesses,
+    /// Name of an image or digest of a layer to when it was pinned.
+    Pins,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::State,
         Self::Objects,
         Self::Numbers,
@@ -85,6 +89,8 @@ impl Table {
         Self::Names,
         Self::Images,
         Self::Documents,
+        Self::Accesses,
+        Self::Pins,
     ];
 
     /// The table's name in the database.
@@ -111,12 +117,19 @@ impl Table {
             Self::Names => "names",
             Self::Images => "images",
             Self::Documents => "documents",
+            Self::Accesses => "accesses",
+            Self::Pins => "pins",
         }
     }
 
     /// Whether rows have empty values and no seal.
     pub const fn is_index(self) -> bool {
         matches!(self, Self::BlockIndex | Self::ContentIndex | Self::References | Self::Homes)
+    }
+
+    /// Whether a store of version 1 may lack it: it is then empty.
+    pub const fn is_newer(self) -> bool {
+        matches!(self, Self::Accesses | Self::Pins)
     }
 
     /// The table as redb wants it.
