@@ -61,6 +61,8 @@ impl Peersync {
         command.env("XDG_CONFIG_HOME", self.path("config"));
         // Daemons of tests run beside one another, and beside the machine's own.
         command.env("PEERSYNC_ADMIN_LISTEN", "127.0.0.1:0");
+        // Nor is how full this machine's disk is.
+        command.env("PEERSYNC_STORE_MIN_FREE", "0");
         command.arg("--store").arg(self.store()).args(arguments);
         command
     }
