@@ -30,7 +30,7 @@ fn send(child: &Child, signal: Signal) {
 /// A signal ends the child although its bytes never come.
 fn dies_of(child: &mut Child, signal: Signal) {
     send(child, signal);
-    let status = ends(child, Duration::from_secs(3)).expect("a killed process ends");
+    let status = ends(child, PATIENCE).expect("a killed process ends");
     let by = std::os::unix::process::ExitStatusExt::signal(&status);
     assert_eq!(by, Some(signal as i32));
 }

