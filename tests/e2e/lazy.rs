@@ -216,10 +216,10 @@ fn a_first_pass_that_a_crash_interrupts_goes_on_where_it_was() {
     let line = Line::shaped(registry.address, conditions);
     let image = format!("{}/test/large:v1", line.address);
     let peersync = Peersync::new();
-    let half = whole / 2;
+    let most = whole / 4 * 3;
     line.cut_at(u64::MAX);
     let first = crate::harness::Running::start(&mut peersync.command(&["pull", &image]));
-    line.wait_for(half, Duration::from_secs(120));
+    line.wait_for(most, Duration::from_secs(120));
     match peersync.owner() {
         Some(_) => peersync.crash(),
         None => {
@@ -232,7 +232,8 @@ fn a_first_pass_that_a_crash_interrupts_goes_on_where_it_was() {
     let mount = peersync.mount(&image, &[]);
     let again = line.down() - before;
     eprintln!("{before} bytes before the crash, {again} after it, of {whole}");
-    assert!(before + again < whole + whole / 4, "{before} + {again} of {whole}");
+    // What was read ahead (16 MiB) and since the last checkpoint is read again.
+    assert!(before + again < whole + whole / 2, "{before} + {again} of {whole}");
     unpack(&layout.dir, "v1").assert_same(&Tree::read(&mount.path), &root_time());
 }
 
