@@ -31,7 +31,7 @@ pub use engine::{Engine, FetchError};
 pub use exact::{Arriving, ExactBlob, ExactPass, exact_name};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
-pub use peers::{LanPass, LanTurn, PeerStatus};
+pub use peers::{Finder, LanPass, LanTurn, PeerStatus};
 pub use registry::{Origins, Registries, RegistrySource};
 pub use schedule::Class;
 pub use serve::{Names, StoreServer};

@@ -10,6 +10,7 @@
 //! carries what it finds to them.
 
 pub mod beacon;
+pub mod dht;
 pub mod elect;
 pub mod multicast;
 pub mod neighbours;

@@ -10,3 +10,4 @@ mod registry;
 mod faults;
 mod lan;
 mod sources;
+mod table;

@@ -11,7 +11,7 @@ use super::{Net, to_wire};
 use crate::fetch::driver::State;
 use crate::fetch::engine::Inner;
 use crate::fetch::schedule::{
-    Action, BlockKey, Event, Extent, Fault, Refusal, RequestId, Scope, TunnelId,
+    Action, BlockKey, Event, Extent, Fault, Home, Refusal, RequestId, Scope, TunnelId,
 };
 use crate::fetch::tunnel::{Assembly, RequestError, Target, Want};
 use crate::types::{ObjectId, ObjectSpec, PeerId};
@@ -98,8 +98,16 @@ impl Inner {
             }
             Action::LookUp { home, scope, .. } => {
                 let near = scope == Scope::Lan;
-                let answered =
-                    state.net.as_mut().map_or(Some(false), |net| net.look_up(to_wire(&home), near));
+                let net = state.net.as_mut()?;
+                let searching = match &home {
+                    Home::Layer(blob) => self.search(net, *blob),
+                    Home::Object(_) => false,
+                };
+                let mut answered = net.look_up(to_wire(&home), near);
+                if searching && !near && answered == Some(false) {
+                    // The end of the search answers, or the look-up's time does.
+                    answered = None;
+                }
                 answered.map(|found| Event::LookedUp { home, scope, found })
             }
             Action::Announce { home, on } => {

@@ -45,7 +45,11 @@ impl Engine {
         fits: &(dyn Fn(&LayerRoot) -> Result<(), String> + Send + Sync),
     ) -> Option<(LayerRoot, IndexParts)> {
         let inner = &self.inner;
-        let offers = inner.roots(blob).await;
+        let mut offers = inner.roots(blob).await;
+        if offers.is_empty() {
+            inner.expect_holders(*blob).await;
+            offers = inner.roots(blob).await;
+        }
         let offers: Vec<(PeerId, LayerRoot)> = offers
             .into_iter()
             .filter(|(peer, root)| match believable(inner, root).and_then(|()| fits(root)) {

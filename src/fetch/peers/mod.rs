@@ -7,6 +7,7 @@
 //!   and documents so;
 //! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
 //!   reads a whole blob;
+//! - `find` has holders of a layer searched for whom there is no tunnel to;
 //! - `dial` keeps connections to addresses that were given.
 //!
 //! Invariants: every table is bounded by the tunnels (512), by the requests in
@@ -15,6 +16,7 @@
 
 mod ask;
 mod dial;
+mod find;
 mod index;
 mod listen;
 mod news;
@@ -28,9 +30,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+pub use self::find::Finder;
 pub use self::passes::{LanPass, LanTurn};
 
 use self::ask::{Asked, Assemblies};
+use self::find::Searches;
 use self::news::{Heard, Listener, LookUp};
 use self::question::Questions;
 use super::driver::State;
@@ -64,6 +68,8 @@ pub(super) struct Net {
     passing: HashSet<Digest>,
     passes: passes::Passes,
     lookups: HashMap<Home, LookUp>,
+    /// Layers whose holders are searched for.
+    searches: Searches,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
     /// Addresses that are called for the first time.
@@ -72,7 +78,8 @@ pub(super) struct Net {
     meeting: HashSet<SocketAddr>,
     /// Until when discovery is expected to find the first peers.
     expected: Option<Instant>,
-    /// Told when tunnels come and go, and when a first call has failed.
+    /// Told when tunnels come and go, when a first call has failed, and when a
+    /// search is over.
     links: Arc<Notify>,
 }
 
@@ -150,6 +157,7 @@ impl Engine {
             passing: HashSet::new(),
             passes: Arc::default(),
             lookups: HashMap::new(),
+            searches: Searches::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
             expected: None,

@@ -1,6 +1,7 @@
 //! Where tunnels come from: listens, opens, and keeps count.
 
 mod callers;
+mod control;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+pub use control::{Control, ControlError, Controls};
 
 use super::handshake::{Greeting, OpenError, greet, refuse};
 use super::link::{Lanes, Link};
@@ -440,7 +443,9 @@ impl Inner {
     ) -> Result<Greeted, OpenError> {
         let connect = async {
             let link = match (transport, &self.quic) {
-                (Transport::Tcp, _) => tcp::connect(&self.tls, self.me, target.address).await?,
+                (Transport::Tcp, _) => {
+                    tcp::connect(&self.tls, self.me, target.address, tcp::READ_MAX).await?
+                },
                 (Transport::Quic, Some(quic)) => quic.connect(self.me, target.address).await?,
                 (Transport::Quic, None) => return Err(OpenError::Closed),
             };

@@ -20,7 +20,7 @@ use crate::wire::{Binding, Role};
 const UNSENT_MAX: u32 = 128 << 10;
 /// Bytes that are taken from the socket at a time: the TLS library would ask for
 /// less than a record each time.
-const READ_MAX: usize = 128 << 10;
+pub(super) const READ_MAX: usize = 128 << 10;
 /// What TLS may have encrypted and not yet given to the socket, in bytes.
 const ENCRYPTED_MAX: usize = 128 << 10;
 const BACKLOG: i32 = 1024;
@@ -34,8 +34,14 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-pub(super) async fn connect(tls: &Tls, me: PeerId, address: SocketAddr) -> io::Result<Link> {
-    let stream = prepare(TcpStream::connect(address).await?)?;
+/// Calls an address; takes up to `read_max` bytes from the socket at a time.
+pub(super) async fn connect(
+    tls: &Tls,
+    me: PeerId,
+    address: SocketAddr,
+    read_max: usize,
+) -> io::Result<Link> {
+    let stream = prepare(TcpStream::connect(address).await?, read_max)?;
     let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
     let connector = TlsConnector::from(std::sync::Arc::clone(&tls.client));
     let stream = connector.connect(name, stream).await?;
@@ -47,16 +53,17 @@ pub(super) async fn accept(
     me: PeerId,
     stream: TcpStream,
     address: SocketAddr,
+    read_max: usize,
 ) -> io::Result<Link> {
     let acceptor = TlsAcceptor::from(std::sync::Arc::clone(&tls.server));
-    let stream = acceptor.accept(prepare(stream)?).await?;
+    let stream = acceptor.accept(prepare(stream, read_max)?).await?;
     link(stream.into(), Role::Listener, me, address)
 }
 
-fn prepare(stream: TcpStream) -> io::Result<BufReader<TcpStream>> {
+fn prepare(stream: TcpStream, read_max: usize) -> io::Result<BufReader<TcpStream>> {
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_MAX)?;
-    Ok(BufReader::with_capacity(READ_MAX, stream))
+    Ok(BufReader::with_capacity(read_max, stream))
 }
 
 fn link(

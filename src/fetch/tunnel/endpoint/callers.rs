@@ -33,7 +33,9 @@ impl Inner {
                 continue;
             };
             let inner = Arc::clone(&self);
-            let connect = async move { tcp::accept(&inner.tls, inner.me, stream, address).await };
+            let connect = async move { 
+                tcp::accept(&inner.tls, inner.me, stream, address, tcp::READ_MAX).await
+             };
             self.receive(caller, address, connect);
         }
     }
@@ -83,7 +85,7 @@ impl Inner {
     }
 
     /// Counts a caller in; `None` if there are too many.
-    fn caller(self: &Arc<Self>, address: IpAddr) -> Option<Caller> {
+    pub(super) fn caller(self: &Arc<Self>, address: IpAddr) -> Option<Caller> {
         let source = source(address);
         let mut table = self.table();
         let all: usize = table.callers.values().sum();
@@ -108,7 +110,7 @@ fn source(address: IpAddr) -> IpAddr {
 }
 
 /// A caller that has not proved itself yet.
-struct Caller {
+pub(super) struct Caller {
     inner: Arc<Inner>,
     source: IpAddr,
 }
