@@ -16,7 +16,9 @@ fn listeners(config: &Config) -> Vec<Listener> {
     let listener = |key, udp| move |address| Listener { key, address, udp };
     let admin = admin.map(listener("admin.listen", false));
     let mirror = config.mirror.listen.map(listener("mirror.listen", false));
-    admin.into_iter().chain(mirror).chain(swarm.map(listener("swarm.listen", true))).collect()
+    let control = config.swarm.control().map(listener("swarm.control", false));
+    let swarm = swarm.map(listener("swarm.listen", true));
+    admin.into_iter().chain(mirror).chain(swarm).chain(control).collect()
 }
 
 /// Checks the machine against the configuration.

@@ -32,7 +32,20 @@ const KEYS: &[(&str, &[&str])] = &[
     ("mirror", &["listen", "upstream", "registries", "logins"]),
     ("registry", &["hosts_dir", "plain_http", "connections"]),
     ("trust", &["index"]),
-    ("swarm", &["listen", "key_file", "revoked_file", "peers", "open", "lan"]),
+    (
+        "swarm",
+        &[
+            "listen",
+            "control",
+            "bootstrap",
+            "key_file",
+            "revoked_file",
+            "peers",
+            "open",
+            "lan",
+            "lan_multicast",
+        ],
+    ),
     ("limits", &["upload", "background", "download"]),
 ];
 
@@ -405,7 +418,7 @@ mod tests {
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
              [snapshotter]\nsocket='/x'\n[admin]\nlisten=''\n[mirror]\nlisten='127.0.0.1:1'\nupstream='a.b'\nregistries=['c.d:1']\nlogins='node'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
-             [swarm]\nlisten='127.0.0.1:7400'\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
+             [swarm]\nlisten='127.0.0.1:7400'\ncontrol='127.0.0.1:7401'\nbootstrap=['a.b:7401']\nlan_multicast=false\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
              [limits]\nupload='50MB/s'\nbackground='1MB/s'\ndownload=0\n",
         )
         .expect("all keys");
@@ -439,6 +452,7 @@ mod tests {
             "[swarm]\npeers = ['10.1.0.2']",
             "[swarm]\nlan = ['10.1.0.0/64']",
             "[swarm]\nopen = true\nkey_file = '/k'",
+            "[swarm]\nbootstrap = ['10.1.0.2']",
             "[limits]\nupload = '50MB'",
             "[limits]\nupload = 50",
             "[",

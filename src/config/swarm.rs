@@ -23,6 +23,13 @@ pub struct SwarmConfig {
     /// listens at [`SwarmConfig::LISTEN`] once there is anybody that it would let
     /// in: a key, configured peers, or an open swarm.
     pub listen: Option<SocketAddr>,
+    /// Address and TCP port of the control plane, where the distributed table of
+    /// who has what is asked. Without it: the address of `listen`, and
+    /// [`SwarmConfig::CONTROL`].
+    pub control: Option<SocketAddr>,
+    /// Control addresses of any nodes of the swarm, to begin with where nobody is
+    /// found by multicast.
+    pub bootstrap: Vec<PeerAddress>,
     /// File with the swarm's keys, one a line; the first is the newest.
     pub key_file: Option<PathBuf>,
     /// File with the names of revoked nodes, one a line.
@@ -47,6 +54,8 @@ impl Default for SwarmConfig {
             open: false,
             lan: Vec::new(),
             lan_multicast: true,
+            control: None,
+            bootstrap: Vec::new(),
         }
     }
 }
@@ -56,10 +65,21 @@ impl SwarmConfig {
     pub const LISTEN: SocketAddr =
         SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 7400);
 
+    /// Port of the control plane where `control` is not set.
+    pub const CONTROL: u16 = 7401;
+
     /// Whether the node takes part in a swarm.
     pub fn is_on(&self) -> bool {
         let members = self.key_file.is_some() || self.open || !self.peers.is_empty();
         members || self.listen.is_some()
+    }
+
+    /// Where the table of who has what is answered: in swarms of which it is known
+    /// who takes part.
+    pub fn control(&self) -> Option<SocketAddr> {
+        let listen = self.listen.unwrap_or(Self::LISTEN);
+        let known = self.key_file.is_some() || self.open;
+        known.then(|| self.control.unwrap_or(SocketAddr::new(listen.ip(), Self::CONTROL)))
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
@@ -70,6 +90,14 @@ impl SwarmConfig {
         }
         if self.peers.len() > PEERS_MAX {
             return Err(format!("swarm.peers: more than {PEERS_MAX}"));
+        }
+        if self.bootstrap.len() > PEERS_MAX {
+            return Err(format!("swarm.bootstrap: more than {PEERS_MAX}"));
+        }
+        if self.bootstrap.iter().any(|node| node.peer.is_some()) {
+            return Err(
+                "swarm.bootstrap: expected HOST:PORT; any node of the swarm may be there".into()
+            );
         }
         Ok(())
     }

@@ -14,3 +14,4 @@ pub mod dht;
 pub mod elect;
 pub mod multicast;
 pub mod neighbours;
+pub mod overlay;

@@ -14,4 +14,5 @@ mod by_hand;
 mod discovery;
 mod itself;
 mod mirror;
+mod table;
 mod together;

@@ -16,7 +16,7 @@ use crate::world::{Lab, Node, Plan};
 const SOON: Duration = Duration::from_secs(3);
 
 /// A key for a swarm of this lab.
-fn swarm_key(lab: &Lab, name: &str) -> PathBuf {
+pub(crate) fn swarm_key(lab: &Lab, name: &str) -> PathBuf {
     let file = lab.directory().join(name);
     let mut command = Command::new(env!("CARGO_BIN_EXE_peersync"));
     run(command.arg("swarm-key").arg("new").arg(&file));
@@ -28,12 +28,12 @@ fn peers(node: &Node) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn name(node: &Node) -> String {
+pub(crate) fn name(node: &Node) -> String {
     peers(node)["node"]["id"].as_str().expect("in a swarm").to_owned()
 }
 
 /// Whom a node has tunnels to.
-fn known(node: &Node) -> BTreeSet<String> {
+pub(crate) fn known(node: &Node) -> BTreeSet<String> {
     let peers = peers(node);
     let list = peers["peers"].as_array().expect("a list");
     list.iter().map(|peer| peer["id"].as_str().expect("a name").to_owned()).collect()

@@ -35,6 +35,9 @@ pub enum SwarmError {
     /// The port can't be had.
     #[error("swarm.listen: {0}")]
     Bind(#[from] BindError),
+    /// The port of the control plane can't be had.
+    #[error("swarm.control: listening at {0}: {1}")]
+    Control(SocketAddr, std::io::Error),
 }
 
 /// When the files were last changed.

@@ -2,11 +2,15 @@
 //!
 //! - `members`: who is let in, by the configuration's files and addresses;
 //! - `lan`: which addresses are near;
-//! - `beacons`: neighbours that are found by multicast.
+//! - `beacons`: neighbours that are found by multicast;
+//! - `table`: holders of layers, wherever they are, that are found by the DHT;
+//! - `overlay`: good nodes beyond the LAN that tunnels are kept to.
 
 mod beacons;
 mod lan;
 mod members;
+mod overlay;
+mod table;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +23,8 @@ use self::beacons::Beacons;
 use self::lan::Lan;
 pub(super) use self::members::SwarmError;
 use self::members::{Files, membership, resolve, say_who_is_trusted};
+use self::overlay::Neighbourhood;
+use self::table::Table;
 use super::{Node, Role};
 use crate::config::{Config, PeerAddress, SwarmConfig};
 use crate::fetch::tunnel::{BindError, Endpoint, Events, Settings, Target, UploadLimits};
@@ -44,6 +50,8 @@ pub(super) struct Swarm {
     key: NodeKey,
     /// Neighbours that call into the LAN, in a swarm with a key.
     beacons: Option<Beacons>,
+    table: Option<Table>,
+    neighbourhood: Option<Neighbourhood>,
 }
 
 impl Swarm {
@@ -86,12 +94,19 @@ impl Swarm {
             seen,
             key: key.clone(),
             beacons: None,
+            table: None,
+            neighbourhood: None,
         };
         joined.call(engine, &addresses);
         joined.beacon(engine, &trusted);
         if joined.beacons.is_some() {
             engine.expect_peers(FIRST_ANSWERS);
         }
+        joined.table = Table::join(swarm, role, &trusted, &joined.endpoint, engine).await?;
+        joined.neighbourhood = joined
+            .table
+            .as_ref()
+            .map(|table| Neighbourhood::start(&joined.endpoint, engine, table.dht().clone()));
         Ok(Some(joined))
     }
 
@@ -131,7 +146,10 @@ impl Swarm {
                     info!("the swarm's keys or the revoked nodes have changed");
                     self.beacon(engine, &membership);
                 }
-                self.endpoint.set_membership(membership);
+                self.endpoint.set_membership(membership.clone());
+                if let Some(table) = self.table.as_ref().filter(|_| seen != self.seen) {
+                    table.renew(&membership).await;
+                }
             }
             // Those of before stay valid: a file may be half written.
             Err(error) if seen != self.seen => warn!("not changed: {error}"),
@@ -144,11 +162,21 @@ impl Swarm {
 
 /// Looks after the swarm as long as there is a node.
 pub(super) async fn look_after(node: Weak<Node>, mut swarm: Swarm) {
-    let by_name = swarm.config.peers.iter().any(|peer| peer.host.parse::<IpAddr>().is_err());
+    let named =
+        |peers: &[PeerAddress]| peers.iter().any(|peer| peer.host.parse::<IpAddr>().is_err());
+    let (peers, bootstrap) = (named(&swarm.config.peers), named(&swarm.config.bootstrap));
     for look in 1u32.. {
-        tokio::time::sleep(LOOK).await;
         let Some(node) = node.upgrade() else { return };
-        swarm.look(&node.engine, by_name && look % LOOKS_TO_RESOLVE == 0).await;
+        let again = look.is_multiple_of(LOOKS_TO_RESOLVE);
+        swarm.look(&node.engine, peers && again).await;
+        if let Some(table) = &mut swarm.table {
+            table.tell(&node.store).await;
+            if bootstrap && again {
+                table.resolve().await;
+            }
+        }
+        drop(node);
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -5,10 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use super::Net;
 use crate::fetch::driver::State;
 use crate::fetch::engine::{Engine, Inner};
 use crate::fetch::schedule::{Event, Home, Scope};
+use crate::fetch::tunnel::Target;
 use crate::types::Digest;
 use crate::wire;
 
@@ -21,18 +25,18 @@ const SEARCH: Duration = Duration::from_secs(10);
 /// How long who needs an index waits for holders that are not met yet.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Finds nodes with something of a layer, by whatever means there are, and opens
-/// tunnels to them ([`Engine::meet`]): what they hold they say themselves. The
-/// future ends when nobody more is to be expected.
+/// Finds nodes with something of a layer, by one means or another, and opens
+/// tunnels to them ([`Engine::reach`]): what they hold they say themselves.
 pub trait Finder: Send + Sync {
-    /// Searches.
-    fn find(&self, layer: Digest) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Searches. Ends with `true` once there is a tunnel to one of them, and with
+    /// `false` when nobody more is to be expected.
+    fn find(&self, layer: Digest) -> Pin<Box<dyn Future<Output = bool> + Send>>;
 }
 
 /// Layers that were searched for lately.
 #[derive(Default)]
 pub(super) struct Searches {
-    finder: Option<Arc<dyn Finder>>,
+    finders: Vec<Arc<dyn Finder>>,
     layers: HashMap<Digest, Search>,
 }
 
@@ -42,10 +46,39 @@ struct Search {
 }
 
 impl Engine {
-    /// Has holders searched for by this, from now on. Only in a swarm.
+    /// Has holders searched for by this too, from now on; who finds one first ends
+    /// a search. Only in a swarm.
     pub fn find_by(&self, finder: Arc<dyn Finder>) {
         if let Some(net) = self.inner.state().net.as_mut() {
-            net.searches.finder = Some(finder);
+            net.searches.finders.push(finder);
+        }
+    }
+
+    /// Opens a tunnel to a node that discovery has found, as [`Engine::meet`], and
+    /// waits for it: whether there is one.
+    pub async fn reach(&self, target: Target) -> bool {
+        self.meet(target);
+        let Some(peer) = target.peer else { return false };
+        let Some(links) = self.inner.state().net.as_ref().map(|net| Arc::clone(&net.links)) else {
+            return false;
+        };
+        loop {
+            let mut told = std::pin::pin!(links.notified());
+            told.as_mut().enable();
+            {
+                let state = self.inner.state();
+                let Some(net) = state.net.as_ref().filter(|_| !state.closed) else { return false };
+                if net.peers.get(&peer).is_some_and(|peer| !peer.tunnels.is_empty()) {
+                    return true;
+                }
+                // One that is open is an event away from being heard of.
+                let coming = net.meeting.contains(&target.address)
+                    || !net.endpoint.tunnels(&peer).is_empty();
+                if !coming {
+                    return false;
+                }
+            }
+            told.await;
         }
     }
 }
@@ -54,7 +87,9 @@ impl Inner {
     /// Searches for holders of a layer, unless that was done just now. Whether a
     /// search is under way.
     pub(super) fn search(self: &Arc<Self>, net: &mut Net, layer: Digest) -> bool {
-        let Some(finder) = net.searches.finder.clone() else { return false };
+        if net.searches.finders.is_empty() {
+            return false;
+        }
         let layers = &mut net.searches.layers;
         let now = Instant::now();
         match layers.get(&layer) {
@@ -69,9 +104,12 @@ impl Inner {
             return false;
         }
         layers.insert(layer, Search { began: now, over: false });
+        let mut finding: FuturesUnordered<_> =
+            net.searches.finders.iter().map(|finder| finder.find(layer)).collect();
         let inner = Arc::downgrade(self);
         self.handle.spawn(async move {
-            let _ = tokio::time::timeout(SEARCH, finder.find(layer)).await;
+            let first = async { while finding.next().await == Some(false) {} };
+            let _ = tokio::time::timeout(SEARCH, first).await;
             let Some(inner) = inner.upgrade() else { return };
             inner.searched(&mut inner.state(), layer);
         });
@@ -103,9 +141,8 @@ impl Inner {
             loop {
                 let mut told = std::pin::pin!(links.notified());
                 told.as_mut().enable();
-                let search = |net: &Net| {
-                    net.searches.layers.get(&layer).is_none_or(|search| search.over)
-                };
+                let search =
+                    |net: &Net| net.searches.layers.get(&layer).is_none_or(|search| search.over);
                 if self.state().net.as_ref().is_none_or(search) {
                     return;
                 }

@@ -74,6 +74,7 @@ impl Inner {
         entry.tunnels.push(info.id);
         net.tunnels.insert(info.id, tunnel);
         net.called(&info.address);
+        net.links.notify_waiters();
         let peer = info.peer;
         self.tell(&mut state, Event::PeerUp { peer, near: near(info.near) });
         self.tell(&mut state, Event::TunnelUp { peer, tunnel: info.id, rtt: info.rtt });

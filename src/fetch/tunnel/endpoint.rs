@@ -445,7 +445,7 @@ impl Inner {
             let link = match (transport, &self.quic) {
                 (Transport::Tcp, _) => {
                     tcp::connect(&self.tls, self.me, target.address, tcp::READ_MAX).await?
-                },
+                }
                 (Transport::Quic, Some(quic)) => quic.connect(self.me, target.address).await?,
                 (Transport::Quic, None) => return Err(OpenError::Closed),
             };

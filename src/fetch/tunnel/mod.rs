@@ -64,7 +64,9 @@ use crate::types::PeerId;
 use crate::wire::{Class, Features, Limits, Message, Refusal, RequestId, Zone};
 
 pub use assembly::{Assembly, Filled};
-pub use endpoint::{BindError, Control, ControlError, Controls, Endpoint, Events, Settings, Target};
+pub use endpoint::{
+    BindError, Control, ControlError, Controls, Endpoint, Events, Settings, Target,
+};
 pub use handshake::OpenError;
 pub use inbox::{AnswerError, Content, RequestError, Want, Wrong};
 pub use paths::HEAD_START;

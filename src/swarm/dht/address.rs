@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn no_address_leads_back_here_or_to_a_group() {
         let dialable = |text: &str| is_dialable(text.parse().expect("address"));
-        for good in ["10.1.0.2", "192.168.0.9", "203.0.114.1", "100.64.0.1", "2001:470::1", "fd00::1"]
+        for good in
+            ["10.1.0.2", "192.168.0.9", "203.0.114.1", "100.64.0.1", "2001:470::1", "fd00::1"]
         {
             assert!(dialable(good), "{good}");
         }

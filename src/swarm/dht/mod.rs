@@ -197,4 +197,3 @@ impl std::fmt::Debug for Dht {
         write!(f, "DHT at {:?}", self.listens)
     }
 }
-

@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn the_number_is_bounded_and_what_is_removed_is_not_told() {
         let mut schedule = Schedule::default();
-        let added = (0..PROVIDED_MAX as u32 + 9).filter(|n| schedule.add(layer(*n), Duration::ZERO));
+        let added =
+            (0..PROVIDED_MAX as u32 + 9).filter(|n| schedule.add(layer(*n), Duration::ZERO));
         assert_eq!(added.count(), PROVIDED_MAX);
         (1..PROVIDED_MAX as u32).for_each(|n| assert!(schedule.remove(&layer(n))));
         assert!(!schedule.remove(&layer(1)));

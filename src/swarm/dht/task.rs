@@ -347,12 +347,8 @@ impl Task {
             return;
         };
         let address = multiaddr(control);
-        let kept = self.swarm.behaviour_mut().store_mut().keep(
-            name,
-            known.peer,
-            address,
-            Instant::now(),
-        );
+        let kept =
+            self.swarm.behaviour_mut().store_mut().keep(name, known.peer, address, Instant::now());
         if !kept {
             debug!(peer = %known.peer, "its record is one too many");
         }

@@ -225,7 +225,8 @@ async fn connected(
     ip: IpAddr,
     side: Endpoint,
 ) -> io::Result<Connected> {
-    let place = links.enter(&greeted, ip).ok_or_else(|| io::Error::other("too many connections"))?;
+    let place =
+        links.enter(&greeted, ip).ok_or_else(|| io::Error::other("too many connections"))?;
     let id = libp2p_id(&greeted.peer);
     let stream = Placed { stream: greeted.stream, _place: place }.compat();
     let mut yamux = libp2p_yamux::Config::default();

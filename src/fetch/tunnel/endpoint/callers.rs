@@ -33,9 +33,9 @@ impl Inner {
                 continue;
             };
             let inner = Arc::clone(&self);
-            let connect = async move { 
+            let connect = async move {
                 tcp::accept(&inner.tls, inner.me, stream, address, tcp::READ_MAX).await
-             };
+            };
             self.receive(caller, address, connect);
         }
     }
