@@ -155,7 +155,7 @@ impl Task {
                     }
                 }
             }
-            Command::Find { layer, found } => self.find(&layer, found),
+            Command::Find { layer, found } => self.find(&layer, &found),
             Command::Join { addresses } => addresses.into_iter().for_each(|at| self.call(at)),
             Command::Bootstrap { addresses } => {
                 *self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -234,7 +234,7 @@ impl Task {
         }
     }
 
-    fn find(&mut self, layer: &Digest, found: mpsc::Sender<Holder>) {
+    fn find(&mut self, layer: &Digest, found: &mpsc::Sender<Holder>) {
         for name in self.names.of(layer) {
             if self.finds.len() >= FINDS_MAX {
                 debug!(%layer, "too many look-ups");

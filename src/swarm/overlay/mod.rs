@@ -62,7 +62,7 @@ pub enum Source {
 }
 
 /// What has happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Input {
     /// Somebody names a node.
     Named {
@@ -160,19 +160,30 @@ impl Overlay {
         }
     }
 
-    /// Something has happened.
+    /// Something has happened. What is only known better now is acted on at the next
+    /// [`Overlay::tick`].
     pub fn apply(&mut self, now: Duration, input: Input) -> Vec<Action> {
         match input {
-            Input::Named { source, peer, address } => self.on_named(source, peer, address),
-            Input::Up { peer, address, near } => self.on_up(now, peer, address, near),
+            Input::Named { source, peer, address } => {
+                self.on_named(source, peer, address);
+                return Vec::new();
+            }
+            Input::Up { peer, address, near } => {
+                let there = self.nodes.get(&peer).is_some_and(Node::is_neighbour);
+                self.on_up(now, peer, address, near);
+                if there {
+                    return Vec::new();
+                }
+            }
             Input::Failed(peer) | Input::Down(peer) => self.on_failed(now, &peer),
             Input::Measured(peer, speed) if speed.is_finite() && speed >= 0.0 => {
                 if let Some(node) = self.nodes.get_mut(&peer) {
                     let old = node.speed.unwrap_or(speed);
                     node.speed = Some(old + WEIGHT * (speed - old));
                 }
+                return Vec::new();
             }
-            Input::Measured(..) => {}
+            Input::Measured(..) => return Vec::new(),
             Input::Banned(peer) => {
                 self.forget(&peer);
                 if self.banned.len() < BANNED_MAX {
