@@ -56,7 +56,7 @@ impl Member {
             ..Settings::default()
         };
         let key = NodeKey::from_secret(&[n; 32]);
-        let server = Arc::new(StoreServer::new(store));
+        let server = Arc::new(StoreServer::new(store, Arc::default()));
         let (endpoint, events) =
             Endpoint::bind(settings, &key, membership(of, &[]), server).expect("loopback");
         let listener = TcpListener::bind((ip, 0)).await.expect("loopback");
