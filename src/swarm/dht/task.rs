@@ -300,6 +300,11 @@ impl Task {
         let known = node_of(&id).and_then(|node| self.links.get(&node));
         let waiting = self.awaited.remove(&id).unwrap_or_default();
         let Some(known) = known else { return };
+        if !self.greeter.admits(&known.peer) {
+            // It was greeted just before the rules have changed.
+            let _ = self.swarm.disconnect_peer_id(id);
+            return;
+        }
         if let Some(tunnels) = known.tunnels {
             for found in waiting {
                 let _ = found.try_send(Holder { peer: known.peer, tunnels });
