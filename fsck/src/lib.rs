@@ -25,6 +25,7 @@ mod slots;
 mod staging;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use database::panic_is_expected;
 pub use report::{Checked, Count, Finding, Kind, Mode, Report};
@@ -117,20 +118,38 @@ pub enum FsckError {
     Database(#[from] database::DatabaseError),
 }
 
+/// How long an owner that gives no inventory is given to end.
+const OWNER_ENDS: Duration = Duration::from_secs(5);
+/// How often an owner that may be ending is looked at. The kernel tells nobody
+/// when a lock is free, except who waits without bound.
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+
 /// Checks the store in the directory `path`.
 ///
 /// A store that is in use is checked by the inventory of its owner, as far as
-/// that goes.
+/// that goes. An owner that gives none may be ending: its lock is tried again for
+/// five seconds.
 ///
 /// # Errors
 /// [`FsckError`] where the check can't be made.
 pub fn check(path: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, FsckError> {
-    match open::open(path, options.repair)? {
-        open::Opened::Live { pid } => live::check(path, &pid, options, progress),
-        open::Opened::Closed(lock) => {
-            let report = checker::Checker::new(path, options, progress).run()?;
-            drop(lock);
-            Ok(report)
+    let patience = Instant::now() + OWNER_ENDS;
+    loop {
+        let pid = match open::open(path, options.repair)? {
+            open::Opened::Live { pid } => pid,
+            open::Opened::Closed(lock) => {
+                let report = checker::Checker::new(path, options, progress).run()?;
+                drop(lock);
+                return Ok(report);
+            }
+        };
+        match live::check(path, &pid, options, progress) {
+            // An owner that was killed holds the lock until its last thread has
+            // ended, and answers nobody any more.
+            Err(FsckError::NoInventory { .. }) if Instant::now() < patience => {
+                std::thread::sleep(RETRY_EVERY);
+            }
+            done => return done,
         }
     }
 }

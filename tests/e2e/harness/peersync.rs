@@ -245,10 +245,12 @@ impl Drop for Daemon {
 }
 
 pub(crate) fn is_alive(process: Pid) -> bool {
-    // A zombie that nobody has waited for is not alive.
+    // A zombie that nobody has waited for is not alive, once its last thread has
+    // ended: until then it holds its files and their locks.
     let state = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let state = state.rsplit(") ").next().unwrap_or_default().chars().next();
-    state.is_some_and(|state| state != 'Z' && state != 'X')
+    let threads = || fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    state.is_some_and(|state| (state != 'Z' && state != 'X') || threads() > 1)
 }
 
 pub(crate) fn is_mounted(path: &Path) -> bool {
