@@ -7,8 +7,8 @@ use crate::layer::root::LayerRoot;
 use crate::layer::seek::SeekTable;
 use crate::layer::skeleton::Skeleton;
 use crate::layer::tree::{NodeIx, NodeKind, Tree};
-use crate::store::{BlobRecord, IndexOrigin, LayerKey, NewLayer, Store};
-use crate::types::{BlockHash, ObjectId, ObjectSpec};
+use crate::store::{BlobRecord, IndexOrigin, LayerKey, NewIndex, Store};
+use crate::types::{BlockHash, ObjectId, ObjectSpec, VerifiedBlock};
 
 /// The parts of an index: tree, blocks, seek table and skeleton.
 pub type IndexParts = [Vec<u8>; 4];
@@ -71,35 +71,27 @@ pub fn check(
     Ok((tree, specs))
 }
 
-/// Takes an index into the store and gives the layer's slot. Nothing is durable
-/// before the store's next sync; an index that is lost is built or fetched again.
+/// Takes an index into the store and gives the layer's slot; `blocks` are those of
+/// its content that are at hand, with the numbers of their object and of the block.
+/// The layer is not durable before the store's next sync; an index that is lost is
+/// built or fetched again.
 ///
 /// # Errors
 /// [`InstallError`]; the layer is not known then.
 pub fn install(
     store: &Store,
     root: &LayerRoot,
-    parts: &IndexParts,
+    parts: IndexParts,
     origin: IndexOrigin,
+    blocks: Vec<(u32, u32, VerifiedBlock)>,
 ) -> Result<(LayerKey, u32), InstallError> {
-    let (tree, specs) = check(root, parts)?;
-    let failed = |error: &dyn std::fmt::Display| InstallError::Store(error.to_string());
-    // All in one: what is stored waits for the records of its objects to be durable.
-    let all: Vec<ObjectSpec> =
-        specs.iter().cloned().chain(parts.iter().map(|part| ObjectSpec::of(part))).collect();
-    let mut contents = store.add_objects(&all).map_err(|e| failed(&e))?;
-    contents.truncate(specs.len());
-    let mut ids: Vec<ObjectId> = Vec::with_capacity(parts.len());
-    for part in parts {
-        ids.push(store.put_object(part).map_err(|e| failed(&e))?);
-    }
+    let (tree, objects) = check(root, &parts)?;
     let body = root.body();
     let key = LayerKey { diff_id: body.diff_id, path: body.path.clone() };
-    let layer = NewLayer { tree: ids[0], blocks: ids[1], parts: &ids, contents: &contents };
-    let slot = store.add_layer(&key, &layer).map_err(|e| failed(&e))?;
     let record = BlobRecord { root: root.encode(), layer: key.clone(), origin };
-    store.put_blob(&body.blob, &record).map_err(|e| failed(&e))?;
-    store.add_contents(files(&tree)).map_err(|e| failed(&e))?;
+    let files = files(&tree).collect();
+    let index = NewIndex { blob: body.blob, record, parts: parts.into(), objects, blocks, files };
+    let slot = store.add_index(index).map_err(|e| InstallError::Store(e.to_string()))?;
     Ok((key, slot))
 }
 

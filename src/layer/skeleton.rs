@@ -278,8 +278,12 @@ impl SkeletonWriter {
     pub fn new(layout: &Layout) -> Result<Self, SkeletonError> {
         let mut out = MAGIC.to_vec();
         layout.encode(&mut out);
+        let left = layout.literal_length;
         let encoder = zstd::stream::write::Encoder::new(out, LEVEL);
-        Ok(Self { encoder: encoder.map_err(|_| SkeletonError)?, left: layout.literal_length })
+        let mut encoder = encoder.map_err(|_| SkeletonError)?;
+        // One that does not know that they are few clears 80 MB of tables first.
+        encoder.set_pledged_src_size(Some(left)).map_err(|_| SkeletonError)?;
+        Ok(Self { encoder, left })
     }
 
     /// Adds literal bytes.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ed25519_dalek::SigningKey;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::info;
 
 use super::catalog::view_name;
@@ -27,8 +27,13 @@ use crate::types::Digest;
 /// Hears what a person should know.
 pub(super) type Told<'a> = dyn Fn(String) + Send + Sync + 'a;
 
-/// Layers of one image that are prepared at the same time.
+/// Layers of one image that are prepared at the same time,
 const LAYERS_AT_ONCE: usize = 4;
+/// and of those whose blob is small: what each costs is waiting, for the registry
+/// and for the disk, and those that wait for the disk together wait once.
+const SMALL_AT_ONCE: usize = 64;
+/// Bytes of a small blob.
+const SMALL: u64 = 64 << 10;
 
 /// Whether a mount may wait for a first pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -225,16 +230,21 @@ impl Images {
         }
         let offered = self.offered(&image, &*source, index).await?;
         let offered = offered.as_ref();
+        let large = Semaphore::new(LAYERS_AT_ONCE);
         let mut prepared = pin!(
             stream::iter(image.layers.clone())
                 .map(|layer| {
-                    let source = Arc::clone(&source);
+                    let (source, large) = (Arc::clone(&source), &large);
                     async move {
+                        let _turn = match layer.size {
+                            ..=SMALL => None,
+                            _ => Some(large.acquire().await),
+                        };
                         let key = self.prepare(&layer, &source, offered, index, told).await?;
                         Ok::<_, ImageError>((layer, key))
                     }
                 })
-                .buffered(LAYERS_AT_ONCE)
+                .buffered(SMALL_AT_ONCE)
         );
         // Both go on at once: layers above don't wait while a chain is written.
         let (done, mut finished) = mpsc::unbounded_channel();
@@ -245,23 +255,25 @@ impl Images {
             Ok::<_, ImageError>(())
         };
         let publishing = async {
-            let (mut layers, mut parts) = (Vec::new(), Vec::new());
+            let (mut slots, mut parts) = (Vec::new(), Vec::new());
             let mut batch = Vec::new();
             // What finished while a batch was made durable is the next one.
             while finished.recv_many(&mut batch, LAYERS_MAX).await > 0 {
-                let known = layers.len();
+                let mut layers = Vec::with_capacity(batch.len());
                 for (layer, key) in batch.drain(..) {
                     parts.push(layer.chain_part().unwrap_or(key.diff_id));
                     layers.push(key);
                 }
-                self.publish(&layers, &parts, known).await?.into_iter().for_each(ready);
+                let (all, chains) = self.publish(slots, layers, &parts).await?;
+                slots = all;
+                chains.into_iter().for_each(ready);
             }
-            Ok::<_, ImageError>((layers, parts))
+            Ok::<_, ImageError>((slots, parts))
         };
         let (all_prepared, published) = tokio::join!(preparing, publishing);
         all_prepared?;
-        let (layers, parts) = published?;
-        self.record(&reference, &image, &layers, &parts).await
+        let (slots, parts) = published?;
+        self.record(&reference, &image, slots, &parts).await
     }
 
     /// Resolves the image at a path below `images/` and gives its view's slot.
@@ -387,28 +399,28 @@ impl Images {
         Ok(key.filter(|key| layer.diff_id.is_none_or(|diff_id| diff_id == key.diff_id)))
     }
 
-    /// Makes the chains of these layers known and durable, without the first
-    /// `known`; gives their names.
+    /// Makes the chains that end with these layers, which stand on those in `slots`,
+    /// known and durable; gives the slots of all, and the chains' names. `parts` is
+    /// what each of all layers adds to those.
     async fn publish(
         &self,
-        layers: &[LayerKey],
+        mut slots: Vec<u32>,
+        layers: Vec<LayerKey>,
         parts: &[Digest],
-        known: usize,
-    ) -> Result<Vec<Digest>, ImageError> {
+    ) -> Result<(Vec<u32>, Vec<Digest>), ImageError> {
         let store_of = Arc::clone(&self.store);
-        let layers = layers.to_vec();
-        let chains = chain_ids(parts).split_off(known);
+        let chains = chain_ids(parts).split_off(slots.len());
         let work = move || {
-            let slots = slots_of(&store_of, &layers)?;
-            for (below, chain) in (known + 1..).zip(&chains) {
-                store_of.put_chain(chain, &slots[..below]).map_err(store)?;
-            }
+            let known = slots.len();
+            slots.extend(slots_of(&store_of, &layers)?);
+            let named = (known + 1..).zip(&chains).map(|(below, chain)| (*chain, &slots[..below]));
+            store_of.put_chains(&named.collect::<Vec<_>>()).map_err(store)?;
             store_of.sync().map_err(store)?;
-            Ok::<_, ImageError>(chains)
+            Ok::<_, ImageError>((slots, chains))
         };
-        let chains = tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        let published = tokio::task::spawn_blocking(work).await.map_err(failed)??;
         self.has_changed();
-        Ok(chains)
+        Ok(published)
     }
 
     /// Notes what the image is, and makes that durable.
@@ -416,15 +428,15 @@ impl Images {
         &self,
         reference: &str,
         image: &Image,
-        layers: &[LayerKey],
+        slots: Vec<u32>,
         parts: &[Digest],
     ) -> Result<Resolved, ImageError> {
         let store = Arc::clone(&self.store);
-        let (name, layers, image) = (reference.to_owned(), layers.to_vec(), image.clone());
+        let (name, image) = (reference.to_owned(), image.clone());
         let blobs = image.layers.iter().map(|layer| layer.digest).collect();
         let manifest = image.manifest.digest;
         let chain = chain_ids(parts).pop().unwrap_or_else(|| Digest::of(b""));
-        let work = move || write(&store, &name, &image, &layers, chain);
+        let work = move || write(&store, &name, &image, &slots, chain);
         let view = tokio::task::spawn_blocking(work).await.map_err(failed)??;
         self.has_changed();
         Ok(Resolved { reference: reference.to_owned(), manifest, blobs, view })
@@ -462,10 +474,10 @@ fn write(
     store_of: &Store,
     reference: &str,
     image: &Image,
-    layers: &[LayerKey],
+    slots: &[u32],
     chain: Digest,
 ) -> Result<u32, ImageError> {
-    store_of.put_chain(&chain, &slots_of(store_of, layers)?).map_err(store)?;
+    store_of.put_chain(&chain, slots).map_err(store)?;
     for document in &image.documents {
         store_of.put_document(&document.descriptor.digest, &document.bytes).map_err(store)?;
     }

@@ -104,7 +104,7 @@ pub(super) async fn take(
         if is_banned(&store, root.builder()) {
             return Err("its builder has signed an index that was a lie".into());
         }
-        install(&store, &root, &parts, origin).map_err(|e| e.to_string())?;
+        install(&store, &root, parts, origin, Vec::new()).map_err(|e| e.to_string())?;
         Ok(())
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?

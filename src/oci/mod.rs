@@ -2,7 +2,8 @@
 //!
 //! A [`Source`] is what people write; it opens to an [`ImageSource`], of which
 //! there are three: a repository of a registry ([`RegistryClient`]), a
-//! directory ([`Layout`]) and a file ([`DockerArchive`]). [`Image::load`] turns a name into a list of layers.
+//! directory ([`Layout`]) and a file ([`DockerArchive`]). [`Image::load`] turns
+//! a name into a list of layers.
 //!
 //! What comes from a source is hostile: documents are bounded, verified and
 //! parsed by pure functions ([`Manifest::parse`], [`ImageConfig::parse`]);
@@ -15,6 +16,7 @@ mod document;
 mod error;
 mod file;
 mod image;
+mod layers;
 mod layout;
 pub mod media;
 mod parallel;
@@ -26,6 +28,8 @@ mod resume;
 mod retry;
 mod secret;
 mod source;
+#[cfg(test)]
+mod testing;
 
 pub use archive::{ArchiveError, DockerArchive};
 pub use credentials::{AuthFile, CredentialError, Credentials, Login};
@@ -34,7 +38,8 @@ pub use document::{
     ImageManifest, Index, LAYERS_MAX, Manifest,
 };
 pub use error::{RegistryError, SourceError, Trouble};
-pub use image::{Image, LayerDescriptor, TITLE, chain_ids, layers};
+pub use image::Image;
+pub use layers::{LayerDescriptor, TITLE, chain_ids, layers};
 pub use layout::{Layout, LayoutError, REF_NAME};
 pub use parallel::{Ahead, ParallelBlob, SEGMENT};
 pub use platform::{Platform, PlatformError};

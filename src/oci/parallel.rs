@@ -170,97 +170,10 @@ impl Of {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::time::Duration;
 
-    use futures_util::future::BoxFuture;
-    use futures_util::stream;
-
     use super::*;
-    use crate::oci::document::{Descriptor, Document};
-    use crate::oci::error::RegistryError;
-    use crate::oci::referrer::Artifact;
-    use crate::oci::source::{BlobFacts, BlobStream, Target};
-
-    /// A blob in memory. Every `breaks`-th stream breaks off in its middle.
-    #[derive(Debug)]
-    struct Memory {
-        content: Bytes,
-        ranges: bool,
-        breaks: usize,
-        asked: Mutex<Vec<Option<Range<u64>>>>,
-    }
-
-    impl ImageSource for Memory {
-        fn name(&self) -> String {
-            "memory".to_owned()
-        }
-
-        fn open_blob<'a>(
-            &'a self,
-            _: &'a Digest,
-            range: Option<Range<u64>>,
-        ) -> BoxFuture<'a, Result<BlobStream, SourceError>> {
-            let mut asked = self.asked.lock().expect("no panic");
-            asked.push(range.clone());
-            let total = self.content.len() as u64;
-            let sent = range.clone().filter(|_| self.ranges).unwrap_or(0..total);
-            let facts = BlobFacts {
-                start: sent.start,
-                length: Some(sent.end - sent.start),
-                total: Some(total),
-                range_honoured: range.is_none() || self.ranges,
-            };
-            let part = self.content.slice(sent.start as usize..sent.end as usize);
-            let mut chunks: Vec<_> =
-                part.chunks(100_000).map(|chunk| Ok(part.slice_ref(chunk))).collect();
-            if asked.len().is_multiple_of(self.breaks) {
-                chunks.truncate(chunks.len() / 2);
-                let error = RegistryError::Broken {
-                    what: String::new(),
-                    host: String::new(),
-                    received: 0,
-                    problem: String::new(),
-                };
-                chunks.push(Err(error.into()));
-            }
-            Box::pin(async move { Ok(BlobStream::new(facts, "memory", stream::iter(chunks))) })
-        }
-
-        fn resolve<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Document, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn manifest<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<Document, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn referrers<'a>(
-            &'a self,
-            _: &'a Digest,
-            _: Option<&'a str>,
-        ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_blob<'a>(
-            &'a self,
-            _: &'a Digest,
-            _: Bytes,
-        ) -> BoxFuture<'a, Result<(), SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_manifest<'a>(
-            &'a self,
-            _: Option<&'a str>,
-            _: Bytes,
-        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_referrer<'a>(
-            &'a self,
-            _: &'a Artifact,
-        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-    }
+    use crate::oci::testing::{Memory, Turn};
 
     fn content(len: usize) -> Bytes {
         let mut content = vec![0; len];
@@ -268,8 +181,13 @@ mod tests {
         content.into()
     }
 
-    async fn read(source: Arc<Memory>, range: Range<u64>, ahead: &Ahead) -> (Vec<u8>, u64) {
-        let (digest, size) = (Digest::of(b""), source.content.len() as u64);
+    async fn read(
+        source: Arc<Memory>,
+        range: Range<u64>,
+        size: u64,
+        ahead: &Ahead,
+    ) -> (Vec<u8>, u64) {
+        let digest = Digest::of(b"");
         let policy = RetryPolicy { base: Duration::ZERO, ..RetryPolicy::default() };
         let mut blob = ParallelBlob::new(source, digest, size, range, policy, 1, ahead);
         let mut read = Vec::new();
@@ -284,14 +202,18 @@ mod tests {
     async fn what_comes_is_the_range_in_order() {
         let content = content(9_000_001);
         let size = content.len() as u64;
+        // Every `breaks`-th stream breaks off in its middle.
         for (ranges, breaks, ahead) in
             [(true, 1000, 9), (true, 3, 9), (true, 1000, 0), (false, 1000, 9), (false, 2, 9)]
         {
             let ahead = Ahead::new(ahead);
             for range in [0..size, 5..size, 1_000_000..size + 5, 0..3_000_000, 7..7, size..size] {
-                let asked = Mutex::default();
-                let source = Arc::new(Memory { content: content.clone(), ranges, breaks, asked });
-                let (read, requests) = read(Arc::clone(&source), range.clone(), &ahead).await;
+                let source = Arc::new(Memory::new(content.clone(), move |number, len| Turn {
+                    ignores_range: !ranges,
+                    bytes: if number.is_multiple_of(breaks) { len / 2 } else { usize::MAX },
+                    ..Turn::PERFECT
+                }));
+                let (read, requests) = read(source, range.clone(), size, &ahead).await;
                 let expected = &content[range.start as usize..range.end.min(size) as usize];
                 assert!(read == expected, "{range:?} {ranges} {breaks} {ahead:?}");
                 let several = ranges && expected.len() as u64 > 2 * SEGMENT;
@@ -302,23 +224,21 @@ mod tests {
 
     #[tokio::test]
     async fn several_segments_are_under_way_and_no_more_than_that() {
-        let asked = Mutex::default();
         let content = content(40_000_000);
-        let source = Arc::new(Memory { content, ranges: true, breaks: 1000, asked });
-        let (digest, size) = (Digest::of(b""), source.content.len() as u64);
+        let (digest, size) = (Digest::of(b""), content.len() as u64);
+        let source = Arc::new(Memory::new(content, |_, _| Turn::PERFECT));
         let ahead = Ahead::new(2);
         let policy = RetryPolicy::default();
         let of: Arc<dyn ImageSource> = Arc::clone(&source) as _;
         let mut blob = ParallelBlob::new(of, digest, size, 0..size, policy, 1, &ahead);
         blob.next().await.expect("read");
-        while ahead.0.available_permits() > 0 || source.asked.lock().expect("asked").len() < 3 {
+        while ahead.0.available_permits() > 0 || source.asked().len() < 3 {
             tokio::task::yield_now().await;
         }
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        let asked: Vec<u64> =
-            source.asked.lock().expect("asked").iter().flatten().map(|r| r.start).collect();
+        let asked: Vec<u64> = source.asked().iter().flatten().map(|r| r.start).collect();
         assert_eq!(asked, [0, SEGMENT, 2 * SEGMENT]);
         // What is given up is given back.
         drop(blob);

@@ -208,109 +208,12 @@ impl fmt::Debug for ResumingBlob {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::time::Duration;
 
-    use futures_util::future::BoxFuture;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::oci::document::{Descriptor, Document};
-    use crate::oci::referrer::Artifact;
-    use crate::oci::source::{BlobFacts, Target};
-
-    /// How one stream of a source goes.
-    #[derive(Debug, Clone)]
-    struct Turn {
-        /// Bytes until it breaks.
-        bytes: usize,
-        chunk: usize,
-        ignores_range: bool,
-        states_length: bool,
-    }
-
-    /// A blob in memory whose streams go as they are told to, then perfectly.
-    #[derive(Debug)]
-    struct Fragile {
-        content: Vec<u8>,
-        turns: Mutex<Vec<Turn>>,
-    }
-
-    fn broken() -> SourceError {
-        RegistryError::Broken {
-            what: String::new(),
-            host: String::new(),
-            received: 0,
-            problem: String::new(),
-        }
-        .into()
-    }
-
-    impl ImageSource for Fragile {
-        fn name(&self) -> String {
-            "memory".to_owned()
-        }
-
-        fn open_blob<'a>(
-            &'a self,
-            _digest: &'a Digest,
-            range: Option<Range<u64>>,
-        ) -> BoxFuture<'a, Result<BlobStream, SourceError>> {
-            let perfect =
-                Turn { bytes: usize::MAX, chunk: 7, ignores_range: false, states_length: true };
-            let turn = self.turns.lock().expect("no panic").pop().unwrap_or(perfect);
-            let total = self.content.len() as u64;
-            let asked = range.clone().filter(|_| !turn.ignores_range).unwrap_or(0..total);
-            let part = &self.content[asked.start as usize..asked.end.min(total) as usize];
-            let facts = BlobFacts {
-                start: asked.start,
-                length: turn.states_length.then_some(part.len() as u64),
-                total: turn.states_length.then_some(total),
-                range_honoured: range.is_none() || !turn.ignores_range,
-            };
-            let cut = &part[..turn.bytes.min(part.len())];
-            let mut chunks: Vec<_> =
-                cut.chunks(turn.chunk).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-            if cut.len() < part.len() && turn.states_length {
-                chunks.push(Err(broken()));
-            }
-            Box::pin(async move { Ok(BlobStream::new(facts, "memory", stream::iter(chunks))) })
-        }
-
-        fn resolve<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Document, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn manifest<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<Document, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn referrers<'a>(
-            &'a self,
-            _: &'a Digest,
-            _: Option<&'a str>,
-        ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_blob<'a>(
-            &'a self,
-            _: &'a Digest,
-            _: Bytes,
-        ) -> BoxFuture<'a, Result<(), SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_manifest<'a>(
-            &'a self,
-            _: Option<&'a str>,
-            _: Bytes,
-        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-        fn push_referrer<'a>(
-            &'a self,
-            _: &'a Artifact,
-        ) -> BoxFuture<'a, Result<Descriptor, SourceError>> {
-            unreachable!("only blobs are read")
-        }
-    }
+    use crate::oci::testing::{Memory, Turn};
 
     fn turn() -> impl Strategy<Value = Turn> {
         (0usize..60, 1usize..20, any::<bool>(), any::<bool>()).prop_map(
@@ -336,7 +239,10 @@ mod tests {
             let digest = Digest::of(&content);
             let expected = content.get(start as usize..(end as usize).min(len)).unwrap_or_default().to_vec();
             let few = turns.len() < attempts as usize;
-            let source = Arc::new(Fragile { content, turns: Mutex::new(turns) });
+            // As they are told to, then perfectly.
+            let perfect = Turn { chunk: 7, ..Turn::PERFECT };
+            let script = move |number: usize, _| turns.get(number - 1).unwrap_or(&perfect).clone();
+            let source = Arc::new(Memory::new(content.into(), script));
             let policy = RetryPolicy {
                 attempts,
                 base: Duration::ZERO,

@@ -2,6 +2,7 @@
 //! ever readable.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -410,6 +411,74 @@ fn archives_that_contradict_themselves_are_refused() {
         assert!(said.contains("sha256:") || said.to_lowercase().contains("tar"), "{what}: {said}");
     }
     assert!(accepted.is_empty(), "mounted: {accepted:?}");
+}
+
+/// An empty gzip member that says where a table of contents begins, as eStargz ends.
+fn estargz_footer(offset: u64) -> Vec<u8> {
+    let mut footer = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0];
+    footer.extend(format!("{offset:016x}STARGZ").as_bytes());
+    footer.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    footer
+}
+
+/// A frame that zstd passes over.
+fn skippable_frame(content: &[u8]) -> Vec<u8> {
+    [&0x184d_2a50_u32.to_le_bytes(), &(content.len() as u32).to_le_bytes(), content].concat()
+}
+
+#[test]
+fn a_table_of_contents_that_contradicts_the_blob_counts_for_nothing() {
+    needs_mounts!();
+    let wrong = json!({
+        "version": 1,
+        "entries": [
+            { "name": "file", "type": "reg", "size": 1, "offset": 99_999, "mode": 0o4755 },
+            { "name": "made-up", "type": "reg", "size": 3, "offset": 0 },
+        ],
+    });
+    let content = b"what the blob says".repeat(40_000);
+    let mut tar = Tar::new();
+    tar.file(b"file", &content).file(b"stargz.index.json", wrong.to_string().as_bytes());
+    let stream = tar.finish();
+    let checksum = crate::harness::layout::digest(b"another");
+    for (how, footer, annotations) in [
+        (
+            Compression::GzipMembers(64 << 10),
+            estargz_footer(7),
+            json!({ "containerd.io/snapshot/stargz/toc.digest": checksum }),
+        ),
+        (
+            Compression::ZstdFrames(64 << 10),
+            skippable_frame(wrong.to_string().as_bytes()),
+            json!({
+                "io.github.containers.zstd-chunked.manifest-checksum": checksum,
+                "io.github.containers.zstd-chunked.manifest-position": "99999:7:7:1",
+            }),
+        ),
+    ] {
+        let place = scratch();
+        let mut layout = Layout::create(place.path());
+        let blob = [how.compress(&stream), footer].concat();
+        let descriptor = json!({
+            "mediaType": how.media_type(),
+            "digest": layout.blob(&blob),
+            "size": blob.len(),
+            "annotations": annotations,
+        });
+        let diff_id = crate::harness::layout::digest(&stream);
+        layout.image_of("v1", &[Layer { descriptor, diff_id }]);
+        let peersync = Peersync::new();
+        let mount = peersync.mount(&layout.reference("v1"), &[]);
+        let names: Vec<_> = fs::read_dir(&mount.path)
+            .expect("root")
+            .map(|entry| entry.expect("entry").file_name())
+            .filter(|name| name != ".peersync")
+            .collect();
+        assert_eq!(names, ["file"], "{how:?}");
+        assert!(fs::read(mount.join("file")).expect("file") == content, "{how:?}");
+        let mode = fs::metadata(mount.join("file")).expect("file").mode();
+        assert_eq!(mode & 0o7777, 0o644, "{how:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -29,8 +29,10 @@ fn send(child: &Child, signal: Signal) {
 
 /// A signal ends the child although its bytes never come.
 fn dies_of(child: &mut Child, signal: Signal) {
+    let begun = Instant::now();
     send(child, signal);
     let status = ends(child, PATIENCE).expect("a killed process ends");
+    eprintln!("{signal} ended it after {:.0?}", begun.elapsed());
     let by = std::os::unix::process::ExitStatusExt::signal(&status);
     assert_eq!(by, Some(signal as i32));
 }

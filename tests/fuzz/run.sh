@@ -18,12 +18,11 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 # Flags of its own, so a directory of its own.
 export CARGO_TARGET_DIR="$PWD/target"
 [ $# -gt 0 ] || set -- tar gzip zstd span index wire handshake mirror manifest
-case " $* " in *' manifest '*) features='--features node' ;; *) features= ;; esac
 
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
-    cargo build --quiet --release --target "$host" --bins $features
+    cargo build --quiet --release --target "$host" --bins
 
 mkdir -p artifacts
 for target in "$@"; do

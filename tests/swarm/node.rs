@@ -189,7 +189,13 @@ impl Node {
 
     /// Takes the index, and none of the content.
     pub async fn know(&mut self, index: &Index) {
-        let known = install(&self.store, &index.root, &index.parts, IndexOrigin::Registry);
+        let known = install(
+            &self.store,
+            &index.root,
+            index.parts.clone(),
+            IndexOrigin::Registry,
+            Vec::new(),
+        );
         known.expect("an index");
         self.open(index).await;
     }

@@ -35,7 +35,7 @@ use crate::store::{IndexOrigin, LayerKey, StageError, Staging, Store, Stream};
 use crate::telemetry::Counters;
 use crate::types::{Digest, ObjectSpec, VerifiedBlock};
 use resume::{State, resume};
-use sink::{StagingSink, stream_of};
+use sink::{Held, StagingSink, stream_of};
 
 /// Chunks on their way from one stage to the next: some MiB.
 const QUEUE: usize = 8;
@@ -47,9 +47,6 @@ const CHECKPOINT_SHARE: u32 = 20;
 /// Segments of blobs that are read ahead of their turn by all first passes
 /// together: 16 MiB.
 const AHEAD: usize = 8;
-/// A layer with so little content becomes durable with others, not by itself:
-/// reading it again costs less than the syncs would.
-const SMALL: u64 = 1 << 20;
 
 /// Why a first pass failed. What was staged stays, unless it is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +119,8 @@ struct Decoded1 {
 struct Built {
     layer: BuiltLayer,
     skeleton: Vec<u8>,
+    /// The content of a small layer, which is not staged.
+    held: Option<Held>,
 }
 
 impl FirstPass {
@@ -257,16 +256,18 @@ struct Begun {
 
 /// Goes on from what an earlier pass left, or begins.
 fn begin(store: &Store, layer: &LayerDescriptor) -> Result<Begun, PassError> {
-    let staging = store.stage(&layer.digest).map_err(store_error)?;
+    let mut staging = store.stage(&layer.digest).map_err(store_error)?;
     match resume(&staging, || new_builder(layer)) {
         Ok(Some((decompressor, seek, builder))) => {
             return Ok(Begun { staging, decompressor, seek, builder });
         }
         Ok(None) => {}
-        Err(reason) => warn!(layer = %layer.digest, "the first pass begins anew: {reason}"),
+        Err(reason) => {
+            warn!(layer = %layer.digest, "the first pass begins anew: {reason}");
+            staging.discard().map_err(store_error)?;
+            staging = store.stage(&layer.digest).map_err(store_error)?;
+        }
     }
-    staging.discard().map_err(store_error)?;
-    let staging = store.stage(&layer.digest).map_err(store_error)?;
     let limits = DecodeLimits::default();
     let decompressor =
         if layer.is_file() { Decompressor::plain(limits) } else { Decompressor::new(limits) };
@@ -331,14 +332,14 @@ fn build(
     mut stream: mpsc::Receiver<Message>,
     took: &AtomicU64,
 ) -> Result<Built, StageFailure> {
-    let mut sink = StagingSink(staging);
+    let mut sink = StagingSink::new(staging);
     while let Some(message) = stream.blocking_recv() {
         match message {
             Message::Stream(bytes) => builder.feed(bytes, &mut sink)?,
             Message::Checkpoint(state) => {
                 let state = state.encode(&builder.tails());
                 let begun = Instant::now();
-                match staging.checkpoint(&state) {
+                match sink.spill().and_then(|()| staging.checkpoint(&state)) {
                     Ok(()) => debug!(layer = %staging.blob(), at = builder.offset(), "checkpoint"),
                     // The pass goes on; only an interruption would cost more.
                     Err(error) => warn!(layer = %staging.blob(), "no checkpoint: {error}"),
@@ -349,16 +350,27 @@ fn build(
         }
     }
     let layer = builder.finish(&mut sink)?;
-    let skeleton = skeleton(staging, &layer)?;
-    Ok(Built { layer, skeleton })
+    let held = sink.into_held();
+    let skeleton = skeleton(staging, held.as_ref(), &layer)?;
+    Ok(Built { layer, skeleton, held })
 }
 
 /// The literal bytes are read back from where they were staged.
-fn skeleton(staging: &Staging, layer: &BuiltLayer) -> Result<Vec<u8>, StageFailure> {
+fn skeleton(
+    staging: &Staging,
+    held: Option<&Held>,
+    layer: &BuiltLayer,
+) -> Result<Vec<u8>, StageFailure> {
     let failed = |error: &dyn std::fmt::Display| {
         StageFailure::Other(PassError::Store(format!("skeleton: {error}")))
     };
     let mut writer = SkeletonWriter::new(&layer.layout).map_err(|e| failed(&e))?;
+    if let Some(held) = held {
+        for literal in &held.literals {
+            writer.literal(literal).map_err(|e| failed(&e))?;
+        }
+        return writer.finish().map_err(|e| failed(&e));
+    }
     let (mut offset, mut buffer) = (0, vec![0; 256 << 10]);
     loop {
         let read = staging.read(Stream::Literals, offset, &mut buffer).map_err(|e| failed(&e))?;
@@ -379,7 +391,7 @@ fn keep(
     decoded: Decoded1,
     built: Built,
 ) -> Result<LayerKey, PassError> {
-    let Built { layer: made, skeleton } = built;
+    let Built { layer: made, skeleton, held } = built;
     let Decompressed { compression, blob_length, stream_length, .. } = decoded.end;
     let seek = decoded.seek.finish(compression, blob_length, stream_length).encode();
     let parts: IndexParts = [made.tree, made.blocks, seek, skeleton];
@@ -398,50 +410,35 @@ fn keep(
     };
     let corrupt = |reason: String| PassError::Corrupt { layer: layer.digest, reason };
     let root = LayerRoot::sign(body, key).map_err(|e| corrupt(e.to_string()))?;
+    if let Some(held) = held {
+        let blocks = numbered(held, &made.objects, &made.files);
+        let (key, _) = install(store, &root, parts, IndexOrigin::Own, blocks)?;
+        staging.discard().map_err(store_error)?;
+        return Ok(key);
+    }
     let mut streams = vec![(Stream::Bundle, made.objects[0].clone())];
     for (file, object) in (0..).zip(&made.files) {
         streams.push((stream_of(BuildObject::File(file)), made.objects[*object as usize].clone()));
     }
     streams.retain(|(_, spec)| spec.length() > 0);
-    if streams.iter().map(|(_, spec)| spec.length()).sum::<u64>() <= SMALL {
-        // In this order, so that all objects become known at once.
-        let (key, _) = install(store, &root, &parts, IndexOrigin::Own)?;
-        put(store, &staging, &streams)?;
-        staging.discard().map_err(store_error)?;
-        return Ok(key);
-    }
     staging.promote(&streams).map_err(store_error)?;
-    let (key, _) = install(store, &root, &parts, IndexOrigin::Own)?;
+    let (key, _) = install(store, &root, parts, IndexOrigin::Own, Vec::new())?;
     store.sync().map_err(store_error)?;
     staging.discard().map_err(store_error)?;
     Ok(key)
 }
 
-/// Stores staged content block by block, to become durable with the store's next
-/// batch.
-fn put(
-    store: &Store,
-    staging: &Staging,
-    streams: &[(Stream, ObjectSpec)],
-) -> Result<(), PassError> {
-    let failed = |error: &dyn std::fmt::Display| PassError::Store(error.to_string());
-    for (stream, spec) in streams {
-        let id = store.add_object(spec).map_err(|e| failed(&e))?;
-        for (index, entry) in (0..).zip(spec.blocks()) {
-            let mut data = vec![0; entry.len as usize];
-            let mut filled = 0;
-            while filled < data.len() {
-                let at = entry.offset + filled as u64;
-                match staging.read(*stream, at, &mut data[filled..]).map_err(store_error)? {
-                    0 => return Err(failed(&"a staged stream is shorter than its object")),
-                    read => filled += read,
-                }
-            }
-            let block = VerifiedBlock::verify(data.into(), &entry.hash).map_err(|e| failed(&e))?;
-            store.put_block(&id, index, &block).map_err(|e| failed(&e))?;
-        }
-    }
-    Ok(())
+/// The blocks with the numbers of their objects and of themselves.
+fn numbered(held: Held, objects: &[ObjectSpec], files: &[u32]) -> Vec<(u32, u32, VerifiedBlock)> {
+    let blocks = held.blocks.into_iter().filter_map(|(object, offset, block)| {
+        let number = match object {
+            BuildObject::Bundle => 0,
+            BuildObject::File(file) => *files.get(file as usize)?,
+        };
+        let index = objects.get(number as usize)?.block_at(offset)?;
+        Some((number, index, block))
+    });
+    blocks.collect()
 }
 
 /// How a stage's thread fails.

@@ -103,7 +103,7 @@ impl Engine {
             if liars.any(|lie| lie.builder() == root.builder()) {
                 return Err("its builder has signed an index that was a lie".to_owned());
             }
-            install(&store, &root, &parts, IndexOrigin::Swarm).map_err(|e| e.to_string())
+            install(&store, &root, parts, IndexOrigin::Swarm, Vec::new()).map_err(|e| e.to_string())
         });
         match taken.await {
             Ok(Ok(_)) => true,

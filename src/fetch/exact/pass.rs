@@ -266,7 +266,7 @@ fn keep(
     if let Some(spec) = content.filter(|spec| spec.length() > 0) {
         staging.promote(&[(STREAM, spec.clone())]).map_err(|e| failed(&e))?;
     }
-    install(store, &root, &parts, IndexOrigin::Own).map_err(|error| match error {
+    install(store, &root, parts, IndexOrigin::Own, Vec::new()).map_err(|error| match error {
         InstallError::Invalid { reason, .. } => corrupt(reason),
         InstallError::Store(message) => PassError::Store(message),
     })?;

@@ -67,6 +67,22 @@ pub struct Space {
     pub free: u64,
 }
 
+/// Something that is to become durable.
+#[derive(Debug, Clone, Copy)]
+pub enum Syncing<'a> {
+    /// A file's data and length.
+    Data(&'a dyn DeviceFile),
+    /// A directory's entries.
+    Dir(&'a str),
+}
+
+fn sync_one<D: Device + ?Sized>(device: &D, what: &Syncing<'_>) -> io::Result<()> {
+    match what {
+        Syncing::Data(file) => file.sync_data(),
+        Syncing::Dir(path) => device.sync_dir(path),
+    }
+}
+
 /// The lock of a store, held until it is dropped.
 pub type LockGuard = Box<dyn Send + Sync>;
 
@@ -113,6 +129,12 @@ pub trait Device: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// Those of the device.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
+
+    /// Makes several things durable, at the same time where that is faster, and
+    /// gives what came of each.
+    fn sync_all(&self, wanted: &[Syncing<'_>]) -> Vec<io::Result<()>> {
+        wanted.iter().map(|one| sync_one(self, one)).collect()
+    }
 
     /// The names in a directory, in no order, without `.` and `..`.
     ///

@@ -6,15 +6,19 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, fallocate, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode as Bits, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Device, DeviceFile, Kind, LockGuard, Mode, Space, Stat};
+use super::{Device, DeviceFile, Kind, LockGuard, Mode, Space, Stat, Syncing, sync_one};
+
+/// Syncs that wait at the same time: a journaling file system makes those durable
+/// together that it is asked for together.
+const SYNCS_AT_ONCE: usize = 16;
 
 const DIR_FLAGS: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -132,6 +136,27 @@ impl Device for RealDevice {
         File::from(fd).sync_all()
     }
 
+    fn sync_all(&self, wanted: &[Syncing<'_>]) -> Vec<io::Result<()>> {
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(Vec::with_capacity(wanted.len()));
+        let work = || {
+            while let Some((number, one)) = take_next(&next, wanted) {
+                let outcome = sync_one(self, one);
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..(wanted.len() / 2).min(SYNCS_AT_ONCE) {
+                // This thread does what no other can be had for.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_unstable_by_key(|(number, _)| *number);
+        done.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
     fn read_dir(&self, path: &str) -> io::Result<Vec<(String, Kind)>> {
         let dir = self.dir(path)?;
         let fd = openat(dir, ".", DIR_FLAGS | OFlag::O_RDONLY, Bits::empty())?;
@@ -184,6 +209,11 @@ impl Device for RealDevice {
         }
         Ok(Some(Box::new(file)))
     }
+}
+
+fn take_next<'a, T>(next: &AtomicUsize, all: &'a [T]) -> Option<(usize, &'a T)> {
+    let number = next.fetch_add(1, Ordering::Relaxed);
+    all.get(number).map(|one| (number, one))
 }
 
 impl RealDevice {

@@ -3,72 +3,24 @@
 //! Changes are visible at once and durable with the next [`Store::sync`] or
 //! durable batch.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use super::error::MetaError;
 use super::meta::{Batch, View};
-use super::objects::{Progress, counter, to_meta};
+use super::objects::{Progress, counter};
 use super::open::collect;
 use super::{Inner, Store};
 use crate::store::format::RecordError;
 use crate::store::format::keys;
 use crate::store::format::records::{
     BlobRecord, CHAIN_MAX, ChainRecord, DOCUMENT_MAX, ImageRecord, LayerKey, LayerRecord,
-    ORIGINS_MAX, PATH_MAX, ROOT_MAX, Role, SlotOwner, TEXT_MAX, decode_number, encode_number,
+    ORIGINS_MAX, PATH_MAX, Role, SlotOwner, TEXT_MAX, decode_number, encode_number,
 };
 use crate::store::format::tables::Table;
 use crate::types::{Digest, ObjectId};
 
-/// A layer that becomes known.
-#[derive(Debug, Clone)]
-pub struct NewLayer<'a> {
-    /// The object that is its tree.
-    pub tree: ObjectId,
-    /// The object that lists the blocks of its objects.
-    pub blocks: ObjectId,
-    /// All index parts of the layer, tree and blocks too.
-    pub parts: &'a [ObjectId],
-    /// The objects with its content, in the layer's order.
-    pub contents: &'a [ObjectId],
-}
-
 impl Store {
-    /// Makes a layer known and gives its slot. Known already: its objects are
-    /// added to those that it has, tree and blocks are replaced, the slot stays.
-    ///
-    /// A layer that is known can be mounted, after a crash too: its parts are
-    /// made durable first.
-    ///
-    /// # Errors
-    /// [`MetaError`]; nothing is changed then. All objects must be known, and
-    /// the parts complete.
-    pub fn add_layer(&self, key: &LayerKey, layer: &NewLayer<'_>) -> Result<u32, MetaError> {
-        check_path(key)?;
-        self.inner.settle(layer.parts)?;
-        self.inner.meta.update(false, |view, batch| {
-            let row = keys::layer(key);
-            let known = record(view, Table::Layers, &row, LayerRecord::decode)?;
-            let slot = match known {
-                Some(known) => known.slot,
-                None => new_slot(view, batch, &SlotOwner::Layer(key.clone()))?,
-            };
-            let value = LayerRecord { slot, tree: layer.tree, blocks: layer.blocks };
-            batch.put(Table::Layers, &row, value.encode());
-            let parts = layer.parts.iter().map(|id| (id, Role::Part));
-            let contents = layer.contents.iter().zip(0..);
-            let contents = contents.map(|(id, n)| (id, Role::Content(n)));
-            for (id, role) in parts.chain(contents) {
-                if !view.contains(Table::Objects, id.as_bytes())? {
-                    return Err(MetaError::UnknownObject(*id));
-                }
-                let row = keys::layer_object(slot, id);
-                batch.put(Table::LayerObjects, &row, role.encode());
-                batch.put(Table::References, &keys::reference(id, slot), Vec::new());
-            }
-            Ok(slot)
-        })
-    }
-
     /// A layer's record.
     ///
     /// # Errors
@@ -208,30 +160,6 @@ impl Store {
         })
     }
 
-    /// Notes which layer a blob holds, and that the layer's objects can be had
-    /// from it. The layer must be known.
-    ///
-    /// # Errors
-    /// [`MetaError`].
-    pub fn put_blob(&self, digest: &Digest, blob: &BlobRecord) -> Result<(), MetaError> {
-        check_path(&blob.layer)?;
-        if blob.root.len() > ROOT_MAX {
-            return Err(MetaError::TooLarge("the layer root"));
-        }
-        self.inner.meta.update(false, |view, batch| {
-            batch.put(Table::Blobs, digest.as_bytes(), blob.encode());
-            let row = keys::layer(&blob.layer);
-            if let Some(layer) = record(view, Table::Layers, &row, LayerRecord::decode)? {
-                each(view, Table::LayerObjects, &keys::number(layer.slot), |row, _| {
-                    if let Some((_, id)) = keys::parse_layer_object(row) {
-                        batch.put(Table::Homes, &keys::home(&id, digest), Vec::new());
-                    }
-                })?;
-            }
-            Ok(())
-        })
-    }
-
     /// What is known of a blob.
     ///
     /// # Errors
@@ -334,26 +262,47 @@ impl Store {
     /// # Errors
     /// [`MetaError`].
     pub fn put_chain(&self, digest: &Digest, layers: &[u32]) -> Result<u32, MetaError> {
-        if layers.len() > CHAIN_MAX {
+        self.put_chains(&[(*digest, layers)]).map(|slots| slots[0])
+    }
+
+    /// The same for several chains, each another one, at once.
+    ///
+    /// # Errors
+    /// [`MetaError`]; none is made known then.
+    pub fn put_chains(&self, chains: &[(Digest, &[u32])]) -> Result<Vec<u32>, MetaError> {
+        if chains.iter().any(|(_, layers)| layers.len() > CHAIN_MAX) {
             return Err(MetaError::TooLarge("the chain"));
         }
         self.inner.meta.update(false, |view, batch| {
-            let key = digest.as_bytes();
-            let known = record(view, Table::Chains, key, ChainRecord::decode)?;
-            let slot = match known {
-                Some(known) if known.layers == layers => return Ok(known.slot),
-                Some(known) => known.slot,
-                None => new_slot(view, batch, &SlotOwner::Chain(*digest))?,
-            };
-            for layer in layers {
-                let owner = record(view, Table::Slots, &keys::number(*layer), SlotOwner::decode)?;
-                if !matches!(owner, Some(SlotOwner::Layer(_))) {
-                    return Err(MetaError::Unknown(format!("layer slot {layer}")));
+            let mut fresh = NewSlots::default();
+            let mut checked = HashSet::new();
+            let mut slots = Vec::with_capacity(chains.len());
+            for (digest, layers) in chains {
+                let key = digest.as_bytes();
+                let known = record(view, Table::Chains, key, ChainRecord::decode)?;
+                let slot = match known {
+                    Some(known) if known.layers == *layers => {
+                        slots.push(known.slot);
+                        continue;
+                    }
+                    Some(known) => known.slot,
+                    None => fresh.take(view, batch, &SlotOwner::Chain(*digest))?,
+                };
+                for layer in layers.iter().filter(|layer| checked.insert(**layer)) {
+                    let row = keys::number(*layer);
+                    let owner = record(view, Table::Slots, &row, SlotOwner::decode)?;
+                    if !matches!(owner, Some(SlotOwner::Layer(_))) {
+                        return Err(MetaError::Unknown(format!("layer slot {layer}")));
+                    }
                 }
+                batch.put(
+                    Table::Chains,
+                    key,
+                    ChainRecord { slot, layers: layers.to_vec() }.encode(),
+                );
+                slots.push(slot);
             }
-            let chain = ChainRecord { slot, layers: layers.to_vec() };
-            batch.put(Table::Chains, key, chain.encode());
-            Ok(slot)
+            Ok(slots)
         })
     }
 
@@ -416,7 +365,7 @@ impl Store {
             if let Some(slot) = record(view, Table::Names, key, decode_number)? {
                 return Ok(slot);
             }
-            let slot = new_slot(view, batch, &SlotOwner::Name(path.to_owned()))?;
+            let slot = NewSlots::default().take(view, batch, &SlotOwner::Name(path.to_owned()))?;
             batch.put(Table::Names, key, encode_number(slot));
             Ok(slot)
         })
@@ -518,27 +467,6 @@ impl Store {
 }
 
 impl Inner {
-    /// Makes objects durable that must be complete.
-    fn settle(&self, ids: &[ObjectId]) -> Result<(), MetaError> {
-        let mut entries = Vec::with_capacity(ids.len());
-        for id in ids {
-            let entry = self.entry(id).map_err(to_meta)?;
-            if !entry.is_complete() {
-                return Err(MetaError::Incomplete(*id));
-            }
-            entries.push(entry);
-        }
-        let durable = || entries.iter().all(|e| e.spec.length() == 0 || e.disk().complete);
-        if durable() {
-            return Ok(());
-        }
-        match self.sync() {
-            // What failed may have been something else.
-            Err(e) if !durable() => Err(e.into()),
-            _ => Ok(()),
-        }
-    }
-
     fn record<T>(
         &self,
         table: Table,
@@ -549,7 +477,7 @@ impl Inner {
     }
 }
 
-fn record<T>(
+pub(super) fn record<T>(
     view: &View,
     table: Table,
     key: &[u8],
@@ -561,7 +489,7 @@ fn record<T>(
         .map_err(|e| MetaError::record(table.name(), e))
 }
 
-fn each(
+pub(super) fn each(
     view: &View,
     table: Table,
     prefix: &[u8],
@@ -573,17 +501,34 @@ fn each(
     })
 }
 
-/// Takes the next slot for `owner`. Slots are never reused: nodeids that
-/// contain them would come to mean something else.
-fn new_slot(view: &View, batch: &mut Batch, owner: &SlotOwner) -> Result<u32, MetaError> {
-    let slot = counter(view, keys::STATE_NEXT_SLOT)?;
-    let next = slot.checked_add(1).ok_or(MetaError::Exhausted("slot"))?;
-    batch.put(Table::State, keys::STATE_NEXT_SLOT, encode_number(next));
-    batch.put(Table::Slots, &keys::number(slot), owner.encode());
-    Ok(slot)
+/// Slots that are given in one batch. They are never reused: nodeids that contain
+/// them would come to mean something else.
+#[derive(Debug, Default)]
+pub(super) struct NewSlots {
+    next: Option<u32>,
 }
 
-fn check_path(key: &LayerKey) -> Result<(), MetaError> {
+impl NewSlots {
+    /// Takes the next slot for `owner`.
+    pub(super) fn take(
+        &mut self,
+        view: &View,
+        batch: &mut Batch,
+        owner: &SlotOwner,
+    ) -> Result<u32, MetaError> {
+        let slot = match self.next {
+            Some(next) => next,
+            None => counter(view, keys::STATE_NEXT_SLOT)?,
+        };
+        let next = slot.checked_add(1).ok_or(MetaError::Exhausted("slot"))?;
+        self.next = Some(next);
+        batch.put(Table::State, keys::STATE_NEXT_SLOT, encode_number(next));
+        batch.put(Table::Slots, &keys::number(slot), owner.encode());
+        Ok(slot)
+    }
+}
+
+pub(super) fn check_path(key: &LayerKey) -> Result<(), MetaError> {
     if key.path.as_ref().is_some_and(|path| path.len() > PATH_MAX) {
         return Err(MetaError::TooLarge("the layer's path"));
     }

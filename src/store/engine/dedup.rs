@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::error::{MetaError, PutError};
+use super::meta::{Batch, View};
 use super::{Counters, Store};
 use crate::store::device::Mode;
 use crate::store::format::keys;
@@ -65,25 +66,7 @@ impl Store {
         &self,
         contents: impl IntoIterator<Item = (BlockHash, ObjectId, u64, u64)>,
     ) -> Result<(), MetaError> {
-        self.inner.meta.update(false, |view, batch| {
-            let mut last = None;
-            for (hash, id, offset, length) in contents {
-                let number = match last {
-                    Some((known, number)) if known == id => number,
-                    _ => match super::objects::object_record(view, &id)? {
-                        Some(record) => record.number,
-                        None => continue,
-                    },
-                };
-                last = Some((id, number));
-                let key = keys::content(number, offset);
-                let record = ContentRecord { hash, length };
-                batch.put(Table::Contents, &key, record.encode());
-                let row = keys::content_row(&hash, number, offset);
-                batch.put(Table::ContentIndex, &row, Vec::new());
-            }
-            Ok(())
-        })
+        self.inner.meta.update(false, |view, batch| content_rows(view, batch, contents))
     }
 
     /// Where a whole content stands: object, offset, length in bytes; at most
@@ -157,4 +140,28 @@ impl Store {
             target.clone_range(&*file, at.offset, offset, u64::from(at.len))
         })
     }
+}
+
+/// The rows of whole contents in objects that are known.
+pub(super) fn content_rows(
+    view: &View,
+    batch: &mut Batch,
+    contents: impl IntoIterator<Item = (BlockHash, ObjectId, u64, u64)>,
+) -> Result<(), MetaError> {
+    let mut last = None;
+    for (hash, id, offset, length) in contents {
+        let number = match last {
+            Some((known, number)) if known == id => number,
+            _ => match super::objects::object_record(view, &id)? {
+                Some(record) => record.number,
+                None => continue,
+            },
+        };
+        last = Some((id, number));
+        let record = ContentRecord { hash, length };
+        batch.put(Table::Contents, &keys::content(number, offset), record.encode());
+        let row = keys::content_row(&hash, number, offset);
+        batch.put(Table::ContentIndex, &row, Vec::new());
+    }
+    Ok(())
 }

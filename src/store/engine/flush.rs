@@ -11,6 +11,7 @@
 //! blocks are fetched again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::entry::Entry;
 use super::error::{MetaError, SyncError};
 use super::objects::object_record;
 use super::{Counters, Inner, Store};
-use crate::store::device::{DeviceFile, Mode};
+use crate::store::device::{DeviceFile, Mode, Syncing};
 use crate::store::format::bits as bitmap;
 use crate::store::format::layout::{bits_path, data_path, object_dir};
 use crate::store::format::tables::Table;
@@ -187,6 +188,22 @@ struct Job {
     full: bool,
     /// What the next step syncs: the data file, then the bitmap.
     file: Option<Arc<dyn DeviceFile>>,
+    /// Blocks that were dropped before the data is synced.
+    dropped: Vec<u32>,
+}
+
+/// Takes back what a failed sync may have lost.
+fn forget_unsynced(job: &Job) {
+    let mut disk = job.entry.disk();
+    if !disk.complete {
+        job.entry.retain(&disk.durable);
+        job.entry.verified.retain(&disk.durable);
+    }
+    for index in &job.dropped {
+        job.entry.clear(*index);
+        job.entry.verified.clear(*index);
+    }
+    disk.dropped.extend(&job.dropped);
 }
 
 impl Inner {
@@ -208,10 +225,10 @@ impl Inner {
                 Err(e) => self.put_back(&entry, e, &mut failure),
             }
         }
-        let jobs = self.step(jobs, &mut failure, Self::sync_data);
+        let jobs = self.sync_data(jobs, &mut failure);
         let jobs = self.sync_dirs(jobs, &mut failure);
         let jobs = self.step(jobs, &mut failure, Self::write_bits);
-        let jobs = self.step(jobs, &mut failure, Self::sync_bits);
+        let jobs = self.sync_bits(jobs, &mut failure);
         self.commit(&jobs, &mut failure);
         Counters::add(&self.counters.flushes, 1);
         failure.map_or(Ok(()), Err)
@@ -234,6 +251,22 @@ impl Inner {
         done
     }
 
+    /// Syncs the jobs' files, and gives each job what came of it; those without a
+    /// file have nothing to sync.
+    fn sync_files(&self, jobs: Vec<Job>) -> Vec<(Job, Result<(), SyncError>)> {
+        let files: Vec<_> = jobs.iter().filter_map(|job| job.file.as_deref()).collect();
+        let wanted: Vec<_> = files.into_iter().map(Syncing::Data).collect();
+        let mut outcomes = self.device.sync_all(&wanted).into_iter();
+        let synced = jobs.into_iter().map(|mut job| match job.file.take() {
+            Some(_) => {
+                let outcome = outcomes.next().unwrap_or_else(|| Err(ErrorKind::Other.into()));
+                (job, outcome.map_err(SyncError::from))
+            }
+            None => (job, Ok(())),
+        });
+        synced.collect()
+    }
+
     fn put_back(&self, entry: &Arc<Entry>, error: SyncError, failure: &mut Option<SyncError>) {
         self.dirty.add(entry, 0);
         failure.get_or_insert(error);
@@ -251,7 +284,7 @@ impl Inner {
             Some(file) => Some(Arc::clone(file)),
             None => match self.device.open(&data_path(&entry.id), Mode::Write) {
                 Ok(file) => Some(file),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                Err(e) if e.kind() == ErrorKind::NotFound => None,
                 Err(e) => return Err(e.into()),
             },
         };
@@ -259,33 +292,32 @@ impl Inner {
         if let Some(file) = &file {
             file.start_sync();
         }
-        Ok(Some(Job { entry: Arc::clone(entry), bits, full, file }))
+        Ok(Some(Job { entry: Arc::clone(entry), bits, full, file, dropped: Vec::new() }))
     }
 
-    fn sync_data(&self, job: &mut Job) -> Result<(), SyncError> {
-        let Some(file) = job.file.take() else {
+    fn sync_data(&self, jobs: Vec<Job>, failure: &mut Option<SyncError>) -> Vec<Job> {
+        let (mut jobs, mut done): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.file.is_some());
+        for job in &mut done {
             // Claims without a file: nothing may stay.
             job.bits.fill(0);
             job.full = false;
             job.entry.retain(&job.bits);
-            return Ok(());
-        };
-        // Those that are dropped while the sync runs wait for the next batch.
-        let dropped = std::mem::take(&mut job.entry.disk().dropped);
-        if let Err(e) = file.sync_data() {
-            let mut disk = job.entry.disk();
-            if !disk.complete {
-                job.entry.retain(&disk.durable);
-                job.entry.verified.retain(&disk.durable);
-            }
-            for index in &dropped {
-                job.entry.clear(*index);
-                job.entry.verified.clear(*index);
-            }
-            disk.dropped.extend(dropped);
-            return Err(e.into());
         }
-        Ok(())
+        // Those that are dropped while the sync runs wait for the next batch.
+        for job in &mut jobs {
+            job.dropped = std::mem::take(&mut job.entry.disk().dropped);
+        }
+        for (job, outcome) in self.sync_files(jobs) {
+            match outcome {
+                Ok(()) => done.push(job),
+                Err(error) => {
+                    forget_unsynced(&job);
+                    self.put_back(&job.entry, error, failure);
+                }
+            }
+        }
+        done
     }
 
     fn sync_dirs(&self, jobs: Vec<Job>, failure: &mut Option<SyncError>) -> Vec<Job> {
@@ -294,9 +326,10 @@ impl Inner {
             .filter(|job| job.entry.disk().new_file)
             .map(|job| object_dir(&job.entry.id))
             .collect();
+        let wanted: Vec<_> = dirs.iter().map(|dir| Syncing::Dir(dir)).collect();
         let mut failed = BTreeSet::new();
-        for dir in &dirs {
-            if let Err(e) = self.device.sync_dir(dir) {
+        for (dir, outcome) in dirs.iter().zip(self.device.sync_all(&wanted)) {
+            if let Err(e) = outcome {
                 failed.insert(dir.clone());
                 failure.get_or_insert(e.into());
             }
@@ -350,14 +383,22 @@ impl Inner {
         Ok(())
     }
 
-    fn sync_bits(&self, job: &mut Job) -> Result<(), SyncError> {
-        if let Some(file) = job.file.take() {
-            file.sync_data()?;
-            let mut disk = job.entry.disk();
-            disk.durable.clone_from(&job.bits);
-            disk.bitmap_made = true;
+    fn sync_bits(&self, jobs: Vec<Job>, failure: &mut Option<SyncError>) -> Vec<Job> {
+        let (written, mut done): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.file.is_some());
+        for (job, outcome) in self.sync_files(written) {
+            match outcome {
+                Ok(()) => {
+                    let mut disk = job.entry.disk();
+                    disk.durable.clone_from(&job.bits);
+                    disk.bitmap_made = true;
+                    drop(disk);
+                    done.push(job);
+                }
+                Err(error) => self.put_back(&job.entry, error, failure),
+            }
         }
-        Ok(())
+        done
     }
 
     /// Commits which objects became complete, or are no longer, together with

@@ -10,6 +10,7 @@ mod entry;
 mod error;
 mod flush;
 mod inventory;
+mod learn;
 mod meta;
 mod objects;
 mod open;
@@ -27,10 +28,10 @@ use std::thread::JoinHandle;
 
 pub use access::Used;
 pub use account::Held;
-pub use catalog::NewLayer;
 pub use error::{MetaError, OpenError, PutError, ReadError, StageError, SyncError};
 pub use flush::FlushPolicy;
 pub use inventory::Inventory;
+pub use learn::{NewIndex, NewLayer};
 pub use objects::{ObjectInfo, Progress};
 pub use open::OpenOptions;
 pub use read::ObjectMap;
@@ -105,6 +106,7 @@ struct Inner {
     epoch: u64,
     counters: Counters,
     stagings: staging::Active,
+    learning: learn::Learning,
     /// Removals that have not come to their end.
     removing: Mutex<std::collections::HashSet<crate::types::ObjectId>>,
     lock: Mutex<Option<LockGuard>>,

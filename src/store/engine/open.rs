@@ -18,7 +18,7 @@ use super::cache::Cache;
 use super::error::{MetaError, OpenError, SyncError};
 use super::flush::{Dirty, FlushPolicy};
 use super::meta::Meta;
-use super::{Counters, Inner, Store, VerifyPolicy, staging};
+use super::{Counters, Inner, Store, VerifyPolicy, learn, staging};
 use crate::store::device::{Device, Kind, LockGuard, Mode, RealDevice, is_full, read_whole};
 use crate::store::format::keys;
 use crate::store::format::layout::{
@@ -222,6 +222,7 @@ impl Opening<'_> {
             epoch: session.epoch,
             counters: Counters::default(),
             stagings: staging::Active::default(),
+            learning: learn::Learning::default(),
             removing: Mutex::default(),
             lock: Mutex::new(lock),
             meta,

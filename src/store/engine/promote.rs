@@ -16,7 +16,7 @@ use super::error::{MetaError, ReadError, StageError};
 use super::meta::Batch;
 use super::objects::object_record;
 use super::open::collect;
-use crate::store::device::{Kind, Stat};
+use crate::store::device::{Kind, Stat, Syncing};
 use crate::store::format::keys;
 use crate::store::format::layout::{
     OBJECTS_DIR, Stream, bits_path, data_path, object_dir, staging_dir, staging_path,
@@ -89,8 +89,9 @@ impl Inner {
                 moved.push(entry);
             }
         }
-        for dir in dirs {
-            match self.device.sync_dir(&dir) {
+        let wanted: Vec<_> = dirs.iter().map(|dir| Syncing::Dir(dir)).collect();
+        for outcome in self.device.sync_all(&wanted) {
+            match outcome {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
                 _ => {}
             }

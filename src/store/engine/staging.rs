@@ -14,7 +14,7 @@ use super::error::{MetaError, ReadError, StageError};
 use super::objects::add_to_batch;
 use super::promote::Promotion;
 use super::{Inner, Store};
-use crate::store::device::{DeviceFile, Kind, Mode, read_exact_at, read_whole};
+use crate::store::device::{DeviceFile, Kind, Mode, Syncing, read_exact_at, read_whole};
 use crate::store::format::checkpoint::{Checkpoint, STATE_MAX, STREAMS_MAX};
 use crate::store::format::layout::{
     CHECKPOINT_NAMES, STAGING_DIR, Stream, checkpoint_path, staging_dir, staging_path,
@@ -66,6 +66,8 @@ struct State {
     open: usize,
     sequence: u64,
     new_files: bool,
+    /// There is no directory yet: it is made for the first file.
+    no_dir: bool,
     /// The directory's own name is not durable yet.
     new_dir: bool,
     /// A sync failed: what it covered may be lost, and a later one would not
@@ -208,6 +210,7 @@ impl Staging {
             return Err(StageError::TooLarge("the state"));
         }
         let mut state = self.writable()?;
+        self.make_dir(&mut state)?;
         self.sync_streams(&mut state)?;
         let sequence = state.sequence + 1;
         let encoded = Checkpoint {
@@ -303,8 +306,8 @@ impl Staging {
     fn load(&mut self) -> Result<(), StageError> {
         let device = Arc::clone(&self.inner.device);
         let dir = staging_dir(&self.blob);
-        if device.mkdir(&dir)? {
-            self.state().new_dir = true;
+        if device.stat(&dir)?.is_none() {
+            self.state().no_dir = true;
             return Ok(());
         }
         let promoted: BTreeMap<Stream, ObjectId> = self
@@ -324,8 +327,7 @@ impl Staging {
         let good = checkpoints.into_iter().find(|checkpoint| self.holds(checkpoint, &promoted));
         let Some(checkpoint) = good else {
             self.clear()?;
-            device.mkdir(&dir)?;
-            self.state().new_dir = true;
+            self.state().no_dir = true;
             return Ok(());
         };
         let mut state = self.state();
@@ -451,6 +453,7 @@ impl Staging {
     /// The stream's file; opens it, and closes the one that was not used for
     /// the longest time if there are too many.
     fn file(&self, state: &mut State, stream: Stream) -> Result<Arc<dyn DeviceFile>, StageError> {
+        self.make_dir(state)?;
         state.turn += 1;
         let turn = state.turn;
         let known = state.streams.entry(stream).or_default();
@@ -479,6 +482,16 @@ impl Staging {
         Ok(file)
     }
 
+    /// Makes the directory before the first file in it.
+    fn make_dir(&self, state: &mut State) -> Result<(), StageError> {
+        if std::mem::take(&mut state.no_dir) {
+            let made = self.inner.device.mkdir(&staging_dir(&self.blob));
+            state.no_dir = made.is_err();
+            state.new_dir = made?;
+        }
+        Ok(())
+    }
+
     fn sync_streams(&self, state: &mut State) -> Result<(), StageError> {
         if state.broken {
             let lost = io::Error::other("an earlier sync failed; the first pass must resume");
@@ -500,14 +513,19 @@ impl Staging {
             }
             file.start_sync();
         }
-        for stream in dirty {
-            let file = self.file(state, stream)?;
-            if let Err(e) = file.sync_data() {
-                state.broken = true;
-                return Err(e.into());
-            }
-            if let Some(known) = state.streams.get_mut(&stream) {
-                known.dirty = false;
+        // No more of them than may be open.
+        for some in dirty.chunks(OPEN_MAX) {
+            let files: Vec<_> =
+                some.iter().map(|stream| self.file(state, *stream)).collect::<Result<_, _>>()?;
+            let wanted: Vec<_> = files.iter().map(|file| Syncing::Data(&**file)).collect();
+            for (stream, outcome) in some.iter().zip(self.inner.device.sync_all(&wanted)) {
+                if let Err(e) = outcome {
+                    state.broken = true;
+                    return Err(e.into());
+                }
+                if let Some(known) = state.streams.get_mut(stream) {
+                    known.dirty = false;
+                }
             }
         }
         if state.new_dir {
