@@ -336,7 +336,7 @@ fn build(
         match message {
             Message::Stream(bytes) => builder.feed(bytes, &mut sink)?,
             Message::Checkpoint(state) => {
-                let state = state.encode(&builder.tails());
+                let state = state.encode(&builder);
                 let begun = Instant::now();
                 match staging.checkpoint(&state) {
                     Ok(()) => debug!(layer = %staging.blob(), at = builder.offset(), "checkpoint"),
