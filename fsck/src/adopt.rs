@@ -5,6 +5,7 @@
 //! lists of layers name the objects that were cut otherwise (bundles). What
 //! comes out right gets its records again, and nothing is fetched twice.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,12 +22,10 @@ use peersync::types::{BLOCK_MAX, BlockHash, ObjectId, ObjectSpec, block_size_for
 use crate::FsckError;
 use crate::checker::Checker;
 use crate::data::Claims;
+use crate::database::Snapshot;
 use crate::files::each_entry;
 use crate::open::open_file;
 use crate::report::Kind;
-
-/// Orphans that are looked at in one repair; a further one takes the next.
-const ORPHANS_MAX: usize = 100_000;
 
 impl Checker<'_> {
     /// Gives objects whose data is there their records again. Only in a repair.
@@ -34,83 +33,77 @@ impl Checker<'_> {
         if !self.repairs() {
             return Ok(());
         }
-        let orphans = self.orphans()?;
-        if !orphans.is_empty() {
-            self.progress.stage("files without record", Some(orphans.len() as u64));
-        }
-        for id in orphans {
-            self.progress.advance(1);
-            let file = open_file(&self.root.join(data_path(&id)));
-            match file.and_then(|file| own_spec(&file)) {
-                Ok(spec) if spec.id() == id => self.adopt(&spec, &Claims::All)?,
-                // A part of an object, or a bundle: its layer may know it.
-                _ => {}
-            }
+        self.progress.stage("files without record", None);
+        let snapshot = self.snapshot()?;
+        let objects = self.root.join(OBJECTS_DIR);
+        if objects.is_dir() {
+            each_entry(&objects, |dir| {
+                let name = dir.file_name().to_string_lossy().into_owned();
+                if !dir.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    return Ok(());
+                }
+                each_entry(&dir.path(), |file| {
+                    let file = file.file_name().to_string_lossy().into_owned();
+                    match parse_object_file(&name, &file) {
+                        Some(ObjectFile::Data(id)) => self.adopt_by_name(&snapshot, &id),
+                        _ => Ok(()),
+                    }
+                })
+            })?;
         }
         self.adopt_from_layers()
+    }
+
+    /// Adopts a data file that no record knows, if its bytes prove its name.
+    fn adopt_by_name(&mut self, snapshot: &Snapshot, id: &ObjectId) -> Result<(), FsckError> {
+        if snapshot.contains(Table::Objects, id.as_bytes())?
+            || snapshot.contains(Table::Removing, id.as_bytes())?
+        {
+            return Ok(());
+        }
+        self.progress.advance(1);
+        let file = open_file(&self.root.join(data_path(id)));
+        match file.and_then(|file| own_spec(&file)) {
+            Ok(spec) if spec.id() == *id => self.adopt(&spec, &Claims::All),
+            // A part of an object, or a bundle: its layer may know it.
+            _ => Ok(()),
+        }
     }
 
     /// Objects that a layer needs, that have no record, and whose block list
     /// the layer's index has.
     fn adopt_from_layers(&mut self) -> Result<(), FsckError> {
-        let snapshot = self.snapshot()?;
-        let mut lists = Vec::new();
-        snapshot.scan(Table::Layers, &[], |_, payload| {
+        let before = self.snapshot()?;
+        before.scan(Table::Layers, &[], |_, payload| {
             let layer = payload.ok().and_then(|p| LayerRecord::decode(p).ok());
             let Some(layer) = layer else { return Ok(()) };
             let mut lacks = false;
-            snapshot.scan(Table::LayerObjects, &keys::number(layer.slot), |key, _| {
+            before.scan(Table::LayerObjects, &keys::number(layer.slot), |key, _| {
                 if let Some((_, id)) = keys::parse_layer_object(key) {
-                    lacks |= !snapshot.contains(Table::Objects, id.as_bytes())?;
+                    lacks |= !before.contains(Table::Objects, id.as_bytes())?;
                 }
                 Ok::<_, FsckError>(())
             })?;
-            if lacks {
-                lists.push(layer.blocks);
-            }
-            Ok::<_, FsckError>(())
-        })?;
-        for list in lists {
-            let snapshot = self.snapshot()?;
-            let Some(bytes) = self.read_object(&snapshot, &list)? else {
-                continue;
-            };
-            for spec in blocks::decode(&bytes).unwrap_or_default() {
-                if !snapshot.contains(Table::Objects, spec.id().as_bytes())? {
-                    let claims = self.look_for(&spec);
-                    self.adopt(&spec, &claims)?;
-                }
+            if lacks { self.adopt_listed(&layer.blocks) } else { Ok(()) }
+        })
+    }
+
+    /// Adopts the objects of a layer's list of blocks that have no record.
+    fn adopt_listed(&mut self, list: &ObjectId) -> Result<(), FsckError> {
+        let snapshot = self.snapshot()?;
+        let Some(bytes) = self.read_object(&snapshot, list)? else {
+            return Ok(());
+        };
+        // Two objects of a layer can be one.
+        let mut seen = BTreeSet::new();
+        for spec in blocks::decode(&bytes).unwrap_or_default() {
+            let known = snapshot.contains(Table::Objects, spec.id().as_bytes())?;
+            if seen.insert(spec.id()) && !known {
+                let claims = self.look_for(&spec);
+                self.adopt(&spec, &claims)?;
             }
         }
         Ok(())
-    }
-
-    /// The data files that no record knows.
-    fn orphans(&mut self) -> Result<Vec<ObjectId>, FsckError> {
-        let snapshot = self.snapshot()?;
-        let objects = self.root.join(OBJECTS_DIR);
-        let mut orphans = Vec::new();
-        if !objects.is_dir() {
-            return Ok(orphans);
-        }
-        each_entry(&objects, |dir| {
-            let name = dir.file_name().to_string_lossy().into_owned();
-            if !dir.file_type().is_ok_and(|kind| kind.is_dir()) {
-                return Ok(());
-            }
-            each_entry(&dir.path(), |file| {
-                let file = file.file_name().to_string_lossy().into_owned();
-                if let Some(ObjectFile::Data(id)) = parse_object_file(&name, &file)
-                    && orphans.len() < ORPHANS_MAX
-                    && !snapshot.contains(Table::Objects, id.as_bytes())?
-                    && !snapshot.contains(Table::Removing, id.as_bytes())?
-                {
-                    orphans.push(id);
-                }
-                Ok(())
-            })
-        })?;
-        Ok(orphans)
     }
 
     /// Which blocks of the object its data file has.
@@ -156,7 +149,6 @@ impl Checker<'_> {
         }
         self.put(Table::Numbers, &keys::number(number), encode_object(&id))?;
         self.put(Table::Objects, id.as_bytes(), record.encode())?;
-        self.flush()?;
         if !complete {
             self.rewrite_claims(&id, &record, claims)?;
         }
@@ -169,10 +161,16 @@ impl Checker<'_> {
     }
 
     fn next_number(&mut self) -> Result<u32, FsckError> {
-        let snapshot = self.snapshot()?;
-        let next = snapshot.get(Table::State, keys::STATE_NEXT_OBJECT)?.good();
-        let next = next.and_then(|payload| decode_number(&payload).ok()).unwrap_or(1);
+        let next = match self.next_object {
+            Some(next) => next,
+            None => {
+                let snapshot = self.snapshot()?;
+                let next = snapshot.get(Table::State, keys::STATE_NEXT_OBJECT)?.good();
+                next.and_then(|payload| decode_number(&payload).ok()).unwrap_or(1)
+            }
+        };
         let after = next.saturating_add(1);
+        self.next_object = Some(after);
         self.put(Table::State, keys::STATE_NEXT_OBJECT, encode_number(after))?;
         Ok(next)
     }

@@ -8,15 +8,20 @@ use peersync::store::format::layout::{
     FORMAT_FILE, FORMAT_VERSION, META_FILE, OBJECTS_DIR, format_text,
 };
 use peersync::store::format::tables::Table;
-use peersync::types::{Hex, ObjectId};
+use peersync::types::Hex;
 
 use crate::database::{Change, DatabaseError, Db, Snapshot};
 use crate::open::{self, at};
+use crate::repair::replace;
 use crate::report::{Finding, Kind, Mode, Report};
 use crate::{FsckError, Options, Progress, salvage};
 
-/// Changes that are made in one transaction.
+/// Changes that are made in one transaction, and their bytes.
 const CHANGES_MAX: usize = 4096;
+const CHANGED_BYTES_MAX: usize = 4 << 20;
+/// Layers to be forgotten whose rows are known to follow; the rows of further ones
+/// are found as if nobody had said why.
+const LOST_MAX: usize = 1 << 18;
 
 /// A check under way.
 pub(crate) struct Checker<'a> {
@@ -26,10 +31,11 @@ pub(crate) struct Checker<'a> {
     pub(crate) report: Report,
     /// Slots of layers that are to be forgotten: their rows follow.
     pub(crate) lost: BTreeSet<u32>,
-    /// Objects with a block that is wrong.
-    pub(crate) bad: BTreeSet<ObjectId>,
+    /// The next object number, once one was given.
+    pub(crate) next_object: Option<u32>,
     db: Option<Db>,
     changes: Vec<Change>,
+    changed_bytes: usize,
 }
 
 impl<'a> Checker<'a> {
@@ -41,9 +47,10 @@ impl<'a> Checker<'a> {
             progress,
             report: Report::new(root.display().to_string(), mode),
             lost: BTreeSet::new(),
-            bad: BTreeSet::new(),
+            next_object: None,
             db: None,
             changes: Vec::new(),
+            changed_bytes: 0,
         }
     }
 
@@ -94,6 +101,13 @@ impl<'a> Checker<'a> {
         self.report.add(Finding { kind, place, message, block: None, repaired });
     }
 
+    /// Notes that a layer is to be forgotten.
+    pub(crate) fn lose(&mut self, slot: u32) {
+        if self.lost.len() < LOST_MAX {
+            self.lost.insert(slot);
+        }
+    }
+
     /// Deletes a row, in a repair.
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), FsckError> {
         self.change(Change::Delete(table, key.to_vec()))
@@ -111,8 +125,9 @@ impl<'a> Checker<'a> {
 
     fn change(&mut self, change: Change) -> Result<(), FsckError> {
         if self.repairs() {
+            self.changed_bytes += change.bytes();
             self.changes.push(change);
-            if self.changes.len() >= CHANGES_MAX {
+            if self.changes.len() >= CHANGES_MAX || self.changed_bytes >= CHANGED_BYTES_MAX {
                 self.flush()?;
             }
         }
@@ -122,6 +137,7 @@ impl<'a> Checker<'a> {
     /// Makes the pending changes.
     pub(crate) fn flush(&mut self) -> Result<(), FsckError> {
         let changes = std::mem::take(&mut self.changes);
+        self.changed_bytes = 0;
         if !changes.is_empty()
             && let Some(db) = &self.db
         {
@@ -145,7 +161,7 @@ impl<'a> Checker<'a> {
         }
         let path = self.root.join(FORMAT_FILE);
         if self.repairs() {
-            std::fs::write(&path, format_text(FORMAT_VERSION)).map_err(|e| at(&path, e))?;
+            replace(&path, format_text(FORMAT_VERSION).as_bytes())?;
         }
         self.found(Kind::Format, FORMAT_FILE, "the format file is missing or damaged");
         Ok(())

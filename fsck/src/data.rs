@@ -1,7 +1,8 @@
 //! Data: every block that is claimed is read and hashed.
 //!
 //! One thread lists what is claimed, others read and hash. Memory: one buffer
-//! for each of them, and a bounded queue between.
+//! for each of them, a bounded queue between, and a bounded number of faults: what
+//! is found is dealt with while the rest is being listed, however much it is.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use peersync::store::format::bits;
@@ -22,12 +23,17 @@ use peersync::types::{BLOCK_MAX, BlockHash, ObjectId};
 use crate::checker::Checker;
 use crate::database::Snapshot;
 use crate::objects::{Stretch, each_stretch};
-use crate::open::open_file;
+use crate::open::{at, is_damage, open_file};
 use crate::report::{Finding, Kind};
 use crate::{FsckError, Progress};
 
 /// Bytes of one piece of work, about: enough to read in long runs.
 const PIECE: u64 = 4 << 20;
+/// Blocks of one piece at most; they may be small.
+const PIECE_BLOCKS: usize = 4096;
+/// Faults that are kept until they are dealt with; each piece that is at work may
+/// add its own.
+const FAULTS_MAX: usize = 1 << 14;
 
 /// Blocks of one file to read and hash.
 pub(crate) struct Piece {
@@ -57,14 +63,20 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) fn kind(&self) -> Kind {
+    fn kind(&self) -> Kind {
         match self {
             Self::Wrong | Self::Unreadable(_) => Kind::BadBlock,
             Self::Absent => Kind::MissingData,
         }
     }
 
-    pub(crate) fn message(&self) -> String {
+    /// The finding that block `index` of the object has this fault.
+    pub(crate) fn finding(&self, object: &ObjectId, index: u32, repaired: bool) -> Finding {
+        let (kind, message) = (self.kind(), self.message());
+        Finding { kind, place: format!("object {object}"), message, block: Some(index), repaired }
+    }
+
+    fn message(&self) -> String {
         match self {
             Self::Wrong => "the bytes are not those of the block's hash".into(),
             Self::Absent => "the block is claimed, but nothing was written there".into(),
@@ -76,17 +88,31 @@ impl Fault {
 /// Bad blocks by object.
 pub(crate) type Bad = BTreeMap<ObjectId, Vec<(u32, Fault)>>;
 
-/// Takes blocks of objects, in order, and cuts them into pieces.
+/// A piece that was read and hashed.
+struct Done {
+    object: ObjectId,
+    faults: Vec<(u32, Fault)>,
+}
+
+/// Takes blocks of objects, in order, and cuts them into pieces; gives what is wrong
+/// with them.
 pub(crate) struct Feed<'a> {
     work: &'a SyncSender<Piece>,
+    done: Receiver<Done>,
     piece: Option<Piece>,
     bytes: u64,
+    /// Pieces that were given out and did not come back.
+    out: usize,
+    bad: Bad,
+    faults: usize,
 }
 
 impl Feed<'_> {
     pub(crate) fn block(&mut self, object: &ObjectId, file: &Arc<File>, block: Block) {
-        let same = self.piece.as_ref().is_some_and(|p| p.object == *object);
-        if !same || self.bytes >= PIECE {
+        let same = self.piece.as_ref().is_some_and(|p| {
+            p.object == *object && p.blocks.len() < PIECE_BLOCKS && self.bytes < PIECE
+        });
+        if !same {
             self.finish();
             let (object, file) = (*object, Arc::clone(file));
             self.piece = Some(Piece { object, file, blocks: Vec::new() });
@@ -97,11 +123,44 @@ impl Feed<'_> {
         }
     }
 
+    /// Whether so much was found that it is to be taken now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.faults >= FAULTS_MAX
+    }
+
+    /// What was found wrong with all blocks so far, and not taken yet.
+    pub(crate) fn take(&mut self) -> Bad {
+        self.finish();
+        while self.out > 0
+            && let Ok(done) = self.done.recv()
+        {
+            self.note(done);
+        }
+        for faults in self.bad.values_mut() {
+            faults.sort_by_key(|(index, _)| *index);
+        }
+        self.faults = 0;
+        std::mem::take(&mut self.bad)
+    }
+
     fn finish(&mut self) {
         self.bytes = 0;
-        if let Some(piece) = self.piece.take() {
-            // The workers end only after the feed.
-            let _ = self.work.send(piece);
+        // The workers end only after the feed.
+        if let Some(piece) = self.piece.take()
+            && self.work.send(piece).is_ok()
+        {
+            self.out += 1;
+        }
+        while let Ok(done) = self.done.try_recv() {
+            self.note(done);
+        }
+    }
+
+    fn note(&mut self, done: Done) {
+        self.out -= 1;
+        self.faults += done.faults.len();
+        if !done.faults.is_empty() {
+            self.bad.entry(done.object).or_default().extend(done.faults);
         }
     }
 }
@@ -114,7 +173,7 @@ pub(crate) struct Verified {
 }
 
 /// Runs `list`, which gives all that is to be verified, beside `jobs` threads
-/// that do it.
+/// that do it. Gives what is wrong, as far as `list` has not taken it.
 pub(crate) fn verify<E>(
     jobs: usize,
     progress: &dyn Progress,
@@ -122,38 +181,34 @@ pub(crate) fn verify<E>(
 ) -> Result<(Bad, Verified), E> {
     let jobs = jobs.clamp(1, 256);
     let (work, pieces) = sync_channel::<Piece>(2 * jobs);
-    let (found, faults) = channel();
+    let (found, done) = channel();
     let pieces = Mutex::new(pieces);
     let (blocks, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let listed = std::thread::scope(|scope| {
+    let bad = std::thread::scope(|scope| {
         for _ in 0..jobs {
             let (pieces, found) = (&pieces, found.clone());
             let (blocks, bytes) = (&blocks, &bytes);
             scope.spawn(move || {
                 let mut buffer = vec![0; BLOCK_MAX as usize];
                 while let Some(piece) = next(pieces) {
-                    let sum = run(&piece, &mut buffer, &found);
+                    let (sum, faults) = run(&piece, &mut buffer);
                     blocks.fetch_add(piece.blocks.len() as u64, Ordering::Relaxed);
                     bytes.fetch_add(sum, Ordering::Relaxed);
                     progress.advance(sum);
+                    // Nobody wants it any more where the list failed.
+                    let _ = found.send(Done { object: piece.object, faults });
                 }
             });
         }
-        let mut feed = Feed { work: &work, piece: None, bytes: 0 };
+        drop(found);
+        let (piece, bad) = (None, Bad::new());
+        let mut feed = Feed { work: &work, done, piece, bytes: 0, out: 0, bad, faults: 0 };
         let listed = list(&mut feed);
-        feed.finish();
+        let bad = feed.take();
+        drop(feed);
         drop(work);
-        listed
-    });
-    drop(found);
-    listed?;
-    let mut bad = Bad::new();
-    for (object, index, fault) in faults {
-        bad.entry(object).or_default().push((index, fault));
-    }
-    for faults in bad.values_mut() {
-        faults.sort_by_key(|(index, _)| *index);
-    }
+        listed.map(|()| bad)
+    })?;
     let sum = Verified { blocks: blocks.into_inner(), bytes: bytes.into_inner() };
     Ok((bad, sum))
 }
@@ -162,8 +217,9 @@ fn next(pieces: &Mutex<Receiver<Piece>>) -> Option<Piece> {
     pieces.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-fn run(piece: &Piece, buffer: &mut [u8], found: &Sender<(ObjectId, u32, Fault)>) -> u64 {
-    let mut bytes = 0;
+/// How many bytes the piece has, and what is wrong with its blocks.
+fn run(piece: &Piece, buffer: &mut [u8]) -> (u64, Vec<(u32, Fault)>) {
+    let (mut bytes, mut faults) = (0, Vec::new());
     for block in &piece.blocks {
         bytes += u64::from(block.len);
         let Some(buffer) = buffer.get_mut(..block.len as usize) else {
@@ -176,10 +232,9 @@ fn run(piece: &Piece, buffer: &mut [u8], found: &Sender<(ObjectId, u32, Fault)>)
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Fault::Absent,
             Err(e) => Fault::Unreadable(e.to_string()),
         };
-        // The receiver lives until all threads are through.
-        let _ = found.send((piece.object, block.index, fault));
+        faults.push((block.index, fault));
     }
-    bytes
+    (bytes, faults)
 }
 
 /// Which blocks an object claims on the disk.
@@ -240,25 +295,29 @@ impl Checker<'_> {
         })?;
         self.progress.stage("data", Some(total));
         let (jobs, progress) = (self.options.jobs, self.progress);
-        let (mut bad, sum) = verify(jobs, progress, |feed| {
+        let (bad, sum) = verify(jobs, progress, |feed| {
             each_object(&snapshot, |id, record| self.list_object(&snapshot, id, record, feed))
         })?;
         self.report.checked.blocks += sum.blocks;
         self.report.checked.bytes += sum.bytes;
-        for (id, faults) in std::mem::take(&mut bad) {
-            for (index, fault) in &faults {
-                let repaired = self.repairs();
-                self.report.add(Finding {
-                    kind: fault.kind(),
-                    place: format!("object {id}"),
-                    message: fault.message(),
-                    block: Some(*index),
-                    repaired,
-                });
+        self.drop_bad(bad)
+    }
+
+    /// Reports blocks that are wrong, and drops their claims in a repair.
+    fn drop_bad(&mut self, bad: Bad) -> Result<(), FsckError> {
+        let repaired = self.repairs();
+        for (id, faults) in &bad {
+            for (index, fault) in faults {
+                self.report.add(fault.finding(id, *index, repaired));
             }
-            self.bad.insert(id);
-            let blocks: Vec<u32> = faults.iter().map(|(index, _)| *index).collect();
-            self.drop_blocks(&id, &blocks)?;
+        }
+        if !repaired {
+            return Ok(());
+        }
+        // Of an object that had bad blocks before, the record has changed since.
+        let snapshot = self.snapshot()?;
+        for (id, faults) in bad {
+            self.drop_blocks(&snapshot, &id, faults.iter().map(|(index, _)| *index))?;
         }
         Ok(())
     }
@@ -281,23 +340,26 @@ impl Checker<'_> {
             self.report.note(format!("{place}: its removal will be finished at the next opening"));
             return Ok(());
         }
-        let mut damaged = false;
         let mut problems = Vec::new();
-        let claims = claims(&self.root, id, record, |problem| problems.push(problem));
-        let claims = claims.unwrap_or_else(|_| {
-            damaged = true;
-            Claims::Some(vec![0; record.blocks.div_ceil(64) as usize])
-        });
-        let file = open_file(&self.root.join(data_path(id)));
-        for problem in &problems {
-            self.found(Kind::Bitmap, &place, problem.to_string());
-        }
-        damaged |= !problems.is_empty();
-        if damaged {
+        let claims = claims(&self.root, id, record, |problem| problems.push(problem.to_string()));
+        let claims = match claims {
+            Ok(claims) => claims,
+            Err(e) if is_damage(&e) => {
+                problems.push(format!("the bitmap can't be read: {e}"));
+                Claims::Some(vec![0; record.blocks.div_ceil(64) as usize])
+            }
+            Err(e) => return Err(at(&self.root.join(bits_path(id)), e)),
+        };
+        if !problems.is_empty() {
+            for problem in problems {
+                self.found(Kind::Bitmap, &place, problem);
+            }
             self.rewrite_claims(id, record, &claims)?;
         }
-        let file = match file {
+        let path = self.root.join(data_path(id));
+        let file = match open_file(&path) {
             Ok(file) => file,
+            Err(e) if !is_damage(&e) => return Err(at(&path, e)),
             Err(_) if !claims.any() => return Ok(()),
             Err(e) => {
                 self.found(Kind::MissingData, &place, format!("the data file: {e}"));
@@ -324,6 +386,9 @@ impl Checker<'_> {
                     self.progress.advance(u64::from(len));
                 }
                 offset += u64::from(len);
+            }
+            if feed.is_full() {
+                self.drop_bad(feed.take())?;
             }
             Ok(())
         })?

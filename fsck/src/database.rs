@@ -4,21 +4,33 @@
 //! are caught and become errors.
 
 use std::cell::Cell;
-use std::fs::File;
+use std::cmp::Ordering;
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use peersync::store::format::keys;
 use peersync::store::format::overlay::Overlay;
+use peersync::store::format::records::decode_number;
 use peersync::store::format::tables::Table;
 use peersync::store::format::{RecordError, seal, unseal};
-use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTableMetadata};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTableMetadata,
+    StorageBackend,
+};
+
+use crate::open::open_file;
 
 /// Memory for redb's pages.
 const CACHE: usize = 32 << 20;
 /// Memory for what redb writes when nothing may be written to the file.
 const OVERLAY: usize = 256 << 20;
+
+/// Bytes of redb's header: 64, and two commit slots of 128 bytes.
+pub(crate) const HEADER_LEN: usize = 320;
+/// redb's header, as it stands at the beginning of the file.
+pub(crate) type Header = [u8; HEADER_LEN];
 
 /// Why the database can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,30 +50,66 @@ pub(crate) enum Change {
     Delete(Table, Vec<u8>),
 }
 
-/// An open database.
+impl Change {
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Put(_, key, payload) => key.len() + payload.len(),
+            Self::Delete(_, key) => key.len(),
+        }
+    }
+}
+
+/// An open database; `None` only while it is dropped.
 #[derive(Debug)]
-pub(crate) struct Db(Database);
+pub(crate) struct Db(Option<Database>);
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        // Closing writes, and asserts what a damaged file can break.
+        let db = self.0.take();
+        let _ = guarded(|| {
+            drop(db);
+            Ok(())
+        });
+    }
+}
 
 impl Db {
     /// Opens the database at `path`; the file is changed only if `writable`.
     pub(crate) fn open(path: &Path, writable: bool) -> Result<Self, DatabaseError> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE);
+        if !writable {
+            return Self::open_over(path, |_| {});
+        }
+        guarded(|| Ok(Self(Some(builder().open(path).map_err(redb_error)?))))
+    }
+
+    /// Opens the database at `path` with another header, which `mend` makes of the
+    /// one that is there. The file is not changed.
+    pub(crate) fn open_over(
+        path: &Path,
+        mend: impl FnOnce(&mut Header),
+    ) -> Result<Self, DatabaseError> {
         guarded(|| {
-            let db = if writable {
-                builder.open(path).map_err(redb_error)?
-            } else {
-                let overlay = Overlay::new(File::open(path)?, OVERLAY)?;
-                builder.create_with_backend(overlay).map_err(redb_error)?
-            };
-            Ok(Self(db))
+            let file = open_file(path)?;
+            let overlay = Overlay::new(file, OVERLAY)?;
+            if overlay.len()? >= HEADER_LEN as u64 {
+                let mut header = [0; HEADER_LEN];
+                overlay.read(0, &mut header)?;
+                let found = header;
+                mend(&mut header);
+                if header != found {
+                    overlay.write(0, &header)?;
+                }
+            }
+            let db = builder().create_with_backend(overlay).map_err(redb_error)?;
+            Ok(Self(Some(db)))
         })
     }
 
     /// Makes a new database with all tables.
     pub(crate) fn create(path: &Path) -> Result<Self, DatabaseError> {
         guarded(|| {
-            let db = Self(Database::builder().create(path).map_err(redb_error)?);
+            let db = Self(Some(Database::builder().create(path).map_err(redb_error)?));
             db.write_inner(&[])?;
             Ok(db)
         })
@@ -70,11 +118,14 @@ impl Db {
     /// Lets redb verify the checksum of every page. `false` if it had to go
     /// back to an older state of the database.
     pub(crate) fn check_integrity(&mut self) -> Result<bool, DatabaseError> {
-        guarded(|| self.0.check_integrity().map_err(redb_error))
+        guarded(|| match &mut self.0 {
+            Some(db) => db.check_integrity().map_err(redb_error),
+            None => Err(closed()),
+        })
     }
 
     pub(crate) fn snapshot(&self) -> Result<Snapshot, DatabaseError> {
-        guarded(|| Ok(Snapshot(self.0.begin_read().map_err(redb_error)?)))
+        guarded(|| Ok(Snapshot(self.inner()?.begin_read().map_err(redb_error)?)))
     }
 
     /// Makes changes, durably.
@@ -83,7 +134,7 @@ impl Db {
     }
 
     fn write_inner(&self, changes: &[Change]) -> Result<(), DatabaseError> {
-        let mut txn = self.0.begin_write().map_err(redb_error)?;
+        let mut txn = self.inner()?.begin_write().map_err(redb_error)?;
         txn.set_quick_repair(true);
         for table in Table::ALL {
             let mut open = txn.open_table(table.definition()).map_err(redb_error)?;
@@ -106,6 +157,20 @@ impl Db {
         }
         txn.commit().map_err(redb_error)
     }
+
+    fn inner(&self) -> Result<&Database, DatabaseError> {
+        self.0.as_ref().ok_or_else(closed)
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+fn closed() -> DatabaseError {
+    DatabaseError::Damaged("not open".into())
 }
 
 /// The database at one point in time.
@@ -131,7 +196,23 @@ impl Lookup {
 type Open = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl Snapshot {
-    /// `None` where the store is from before there was such a table.
+    /// The name of a table that must be there and is not: one that the database
+    /// says it has, or that all databases have.
+    pub(crate) fn missing_table(&self) -> Result<Option<&'static str>, DatabaseError> {
+        let stated = self.get(Table::State, keys::STATE_TABLES)?.good();
+        let stated = stated.and_then(|payload| decode_number(&payload).ok());
+        for table in Table::required(stated) {
+            match guarded(|| Ok(self.0.open_table(table.definition())))? {
+                Ok(_) => {}
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Some(table.name())),
+                Err(e) => return Err(redb_error(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// `None` where the store is from before there was such a table; that all are
+    /// there that must be was seen first.
     fn table(&self, table: Table) -> Result<Option<Open>, DatabaseError> {
         match self.0.open_table(table.definition()) {
             Err(redb::TableError::TableDoesNotExist(_)) if table.is_newer() => Ok(None),
@@ -187,8 +268,8 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Copies rows between two keys, from one end or the other, until one can't
-    /// be read. `true` if all could.
+    /// Visits rows between two keys, from one end or the other, until one can't be
+    /// read or is out of order. `true` if all could.
     pub(crate) fn salvage(
         &self,
         table: Table,
@@ -200,13 +281,20 @@ impl Snapshot {
         let done = guarded(|| {
             let Some(open) = self.table(table)? else { return Ok(()) };
             let mut rows = open.range::<&[u8]>((from, to)).map_err(redb_error)?;
+            let mut last: Option<Vec<u8>> = None;
             loop {
                 let row = if backwards { rows.next_back() } else { rows.next() };
                 let Some(row) = row else { return Ok(()) };
                 let (key, value) = row.map_err(redb_error)?;
-                if payload(table, key.value(), value.value()).is_ok() {
-                    keep(key.value(), value.value());
+                let key = key.value();
+                // Pages that a damaged one leads to may be any, and lead in a circle.
+                let order = last.as_deref().map(|last| key.cmp(last));
+                let expected = if backwards { Ordering::Less } else { Ordering::Greater };
+                if order.is_some_and(|order| order != expected) {
+                    return Err(DatabaseError::Damaged("keys out of order".into()));
                 }
+                keep(key, value.value());
+                last = Some(key.to_vec());
             }
         });
         done.is_ok()

@@ -89,7 +89,7 @@ impl Checker<'_> {
         self.delete(Table::Blobs, key)?;
         if found.remedy == Remedy::Layer {
             self.delete(Table::Layers, &keys::layer(&indexed.record.layer))?;
-            self.lost.insert(indexed.layer.slot);
+            self.lose(indexed.layer.slot);
         }
         Ok(())
     }
@@ -149,14 +149,29 @@ impl Checker<'_> {
         let Some(mut reader) = self.open_objects(snapshot, &specs)? else {
             return Ok((None, None));
         };
+        let found = match rebuilt_digest(&skeleton, &mut reader) {
+            Ok(digest) if digest == body.diff_id => None,
+            // Out of bad blocks, which were found before, nothing right can come.
+            _ if !self.are_right(&specs) => return Ok((None, None)),
+            Ok(digest) => Some(not_the_diff_id(body.diff_id, Some(digest))),
+            Err(e) => Some(fault(Kind::DiffId, format!("can't be rebuilt: {e}"), Remedy::Layer)),
+        };
         self.report.checked.rebuilt += 1;
-        Ok(match rebuilt_digest(&skeleton, &mut reader) {
-            Ok(digest) if digest == body.diff_id => (Some(true), None),
-            Ok(digest) => (Some(false), Some(not_the_diff_id(body.diff_id, Some(digest)))),
-            Err(e) => {
-                let message = format!("can't be rebuilt: {e}");
-                (Some(false), Some(fault(Kind::DiffId, message, Remedy::Layer)))
-            }
+        Ok((Some(found.is_none()), found))
+    }
+
+    /// Whether all blocks of the objects are what their hashes say.
+    fn are_right(&self, specs: &[ObjectSpec]) -> bool {
+        let mut buffer = Vec::new();
+        specs.iter().filter(|spec| spec.length() > 0).all(|spec| {
+            let Ok(file) = open_file(&self.root.join(data_path(&spec.id()))) else {
+                return false;
+            };
+            spec.blocks().all(|block| {
+                buffer.resize(block.len as usize, 0);
+                file.read_exact_at(&mut buffer, block.offset).is_ok()
+                    && BlockHash::of(&buffer) == block.hash
+            })
         })
     }
 
@@ -204,7 +219,7 @@ impl Checker<'_> {
         Ok(right.then_some(bytes))
     }
 
-    /// A reader of the layer's objects if all of them are wholly here and right.
+    /// A reader of the layer's objects if all of them are wholly here.
     fn open_objects(
         &self,
         snapshot: &Snapshot,
@@ -218,7 +233,7 @@ impl Checker<'_> {
                     claims(&self.root, &id, &record, |_| {})
                         .is_ok_and(|c| (0..record.blocks).all(|index| c.has(index)))
                 });
-            if !whole || self.bad.contains(&id) {
+            if !whole {
                 return Ok(None);
             }
             ids.push(id);
@@ -261,7 +276,7 @@ fn parse(root: &LayerRoot, parts: &[Bytes]) -> Result<(Skeleton, Vec<ObjectSpec>
     Ok((skeleton, specs))
 }
 
-/// Reads objects that were verified before. One file is open at a time.
+/// Reads objects. One file is open at a time.
 struct Objects {
     root: std::path::PathBuf,
     ids: Vec<ObjectId>,

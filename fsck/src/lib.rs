@@ -3,8 +3,10 @@
 //! Shares only the on-disk format with the daemon, never the engine: what the
 //! engine does wrong is found here, and not done wrong a second time.
 //!
-//! Memory does not grow with the store: records are streamed from the database,
-//! block lists in stretches of 1024 blocks, data in buffers of a mebibyte.
+//! Memory grows neither with the store nor with what is wrong in it: records are
+//! streamed from the database, block lists in stretches of 1024 blocks, data in
+//! buffers of a mebibyte; of what is found the first thousand are listed and all
+//! are counted, and put right as they are found.
 //! `docs/OPERATIONS.md` says what to do about each finding.
 
 mod adopt;
@@ -104,6 +106,14 @@ pub enum FsckError {
         pid: String,
         /// Why.
         reason: String,
+    },
+    /// The operating system does not let this user.
+    #[error("{place}: {source}; a store is checked by the user who owns it, or by root")]
+    Denied {
+        /// The file.
+        place: String,
+        /// What the operating system said.
+        source: std::io::Error,
     },
     /// The disk failed, or refused.
     #[error("{place}: {source}")]

@@ -5,7 +5,7 @@
 //! may have been removed or fetched again since.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use peersync::store::format::spec::SpecHasher;
 use peersync::types::{BLOCK_MAX, BlockHash, ObjectId};
 
 use crate::data::{Bad, Block, Claims, Feed, verify};
-use crate::open::open_file;
+use crate::open::{at, is_damage, open_file};
 use crate::report::{Finding, Kind, Mode, Report};
 use crate::{FsckError, Options, Progress};
 
@@ -30,26 +30,40 @@ pub(crate) fn check(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, FsckError> {
-    let live = Live { path, pid };
+    let live = Live { path, pid, options, progress };
     let mut report = Report::new(path.display().to_string(), Mode::Live);
     progress.stage("data", None);
     let (bad, sum) = verify(options.jobs, progress, |feed| {
-        live.list(None, &mut report, |id, file, block| feed_block(feed, id, file, block))
+        live.list(None, &mut report, |report, step| {
+            step.to(feed);
+            if feed.is_full() { live.confirm(feed.take(), report) } else { Ok(()) }
+        })
     })?;
     report.checked.blocks = sum.blocks;
     report.checked.bytes = sum.bytes;
-    live.confirm(bad, options, progress, &mut report)?;
+    live.confirm(bad, &mut report)?;
     report.skip("records, references, layer indexes and leftover files: the store is in use");
     Ok(report)
 }
 
-fn feed_block(feed: &mut Feed<'_>, id: &ObjectId, file: &Arc<File>, block: Block) {
-    feed.block(id, file, block);
+/// A claimed block that an inventory lists.
+struct Step<'a> {
+    object: &'a ObjectId,
+    file: &'a Arc<File>,
+    block: Block,
+}
+
+impl Step<'_> {
+    fn to(&self, feed: &mut Feed<'_>) {
+        feed.block(self.object, self.file, self.block);
+    }
 }
 
 struct Live<'a> {
     path: &'a Path,
     pid: &'a str,
+    options: &'a Options,
+    progress: &'a dyn Progress,
 }
 
 /// The object whose block list is coming.
@@ -66,12 +80,12 @@ struct Current {
 }
 
 impl Live<'_> {
-    /// Asks for the inventory and lists the blocks that it claims.
+    /// Asks for the inventory and gives the blocks that it claims.
     fn list(
         &self,
         object: Option<&ObjectId>,
         report: &mut Report,
-        mut block: impl FnMut(&ObjectId, &Arc<File>, Block),
+        mut visit: impl FnMut(&mut Report, Step<'_>) -> Result<(), FsckError>,
     ) -> Result<(), FsckError> {
         let mut lines = self.ask(object)?;
         let mut current: Option<Current> = None;
@@ -93,7 +107,7 @@ impl Live<'_> {
                     }
                     current = Some(Current {
                         id,
-                        file: open_file(&self.path.join(data_path(&id))).ok().map(Arc::new),
+                        file: self.data_file(&id)?.map(Arc::new),
                         hasher: SpecHasher::new(block_size, blocks),
                         block_size,
                         blocks,
@@ -106,9 +120,15 @@ impl Live<'_> {
                     let Some(current) = &mut current else {
                         return Err(self.bad("blocks without an object"));
                     };
-                    current
-                        .take(first, &present, &list, &mut block)
+                    let blocks = current
+                        .take(first, &present, &list)
                         .ok_or_else(|| self.bad("a malformed block list"))?;
+                    for block in blocks {
+                        match &current.file {
+                            Some(file) => visit(report, Step { object: &current.id, file, block })?,
+                            None => current.lost += 1,
+                        }
+                    }
                 }
                 InventoryLine::Damaged { object, reason } => report.add(Finding {
                     kind: Kind::BlockList,
@@ -120,6 +140,16 @@ impl Live<'_> {
                 InventoryLine::End { .. } => return Ok(()),
                 InventoryLine::Error { message } => return Err(self.bad(&message)),
             }
+        }
+    }
+
+    /// An object's data file; `None` if there is none that can be read.
+    fn data_file(&self, id: &ObjectId) -> Result<Option<File>, FsckError> {
+        let path = self.path.join(data_path(id));
+        match open_file(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if is_damage(&e) => Ok(None),
+            Err(e) => Err(at(&path, e)),
         }
     }
 
@@ -147,18 +177,12 @@ impl Live<'_> {
     /// Asks once more about an object whose file was not there.
     fn still_lost(&self, id: &ObjectId) -> Result<bool, FsckError> {
         let mut second = Report::new(String::new(), Mode::Live);
-        self.list(Some(id), &mut second, |_, _, _| {})?;
+        self.list(Some(id), &mut second, |_, _| Ok(()))?;
         Ok(second.counts.contains_key(&Kind::MissingData))
     }
 
     /// Bad blocks that are still claimed, and still bad, are findings.
-    fn confirm(
-        &self,
-        bad: Bad,
-        options: &Options,
-        progress: &dyn Progress,
-        report: &mut Report,
-    ) -> Result<(), FsckError> {
+    fn confirm(&self, bad: Bad, report: &mut Report) -> Result<(), FsckError> {
         for (id, faults) in bad {
             let mut words = vec![];
             for (index, _) in &faults {
@@ -170,24 +194,18 @@ impl Live<'_> {
             }
             let suspects = Claims::Some(words);
             let mut ignored = Report::new(String::new(), Mode::Live);
-            let (still, _) = verify(options.jobs, progress, |feed| {
-                self.list(Some(&id), &mut ignored, |id, file, block| {
-                    if suspects.has(block.index) {
-                        feed.block(id, file, block);
+            let (still, _) = verify(self.options.jobs, self.progress, |feed| {
+                self.list(Some(&id), &mut ignored, |_, step| {
+                    if suspects.has(step.block.index) {
+                        step.to(feed);
                     }
+                    if feed.is_full() {
+                        add(report, &feed.take());
+                    }
+                    Ok(())
                 })
             })?;
-            for (id, faults) in still {
-                for (index, fault) in faults {
-                    report.add(Finding {
-                        kind: fault.kind(),
-                        place: format!("object {id}"),
-                        message: fault.message(),
-                        block: Some(index),
-                        repaired: false,
-                    });
-                }
-            }
+            add(report, &still);
         }
         Ok(())
     }
@@ -197,9 +215,13 @@ impl Live<'_> {
             None => "{\"op\":\"inventory\"}\n".to_owned(),
             Some(id) => format!("{{\"op\":\"inventory\",\"object\":\"{id}\"}}\n"),
         };
-        let stream = UnixStream::connect(self.path.join(CONTROL_SOCKET))
+        let socket = self.path.join(CONTROL_SOCKET);
+        let stream = UnixStream::connect(&socket)
             .and_then(|mut stream| stream.write_all(request.as_bytes()).map(|()| stream));
-        stream.map(BufReader::new).map_err(|e| self.bad(&e.to_string()))
+        stream.map(BufReader::new).map_err(|e| match e.kind() {
+            ErrorKind::PermissionDenied => at(&socket, e),
+            _ => self.bad(&e.to_string()),
+        })
     }
 
     fn line(&self, lines: &mut BufReader<UnixStream>) -> Result<InventoryLine, FsckError> {
@@ -221,15 +243,18 @@ impl Live<'_> {
     }
 }
 
+fn add(report: &mut Report, bad: &Bad) {
+    for (id, faults) in bad {
+        for (index, fault) in faults {
+            report.add(fault.finding(id, *index, false));
+        }
+    }
+}
+
 impl Current {
-    /// Takes a stretch of the block list; `None` if it is malformed.
-    fn take(
-        &mut self,
-        first: u32,
-        present: &str,
-        list: &str,
-        mut block: impl FnMut(&ObjectId, &Arc<File>, Block),
-    ) -> Option<()> {
+    /// Takes a stretch of the block list and gives the blocks that are claimed;
+    /// `None` if it is malformed.
+    fn take(&mut self, first: u32, present: &str, list: &str) -> Option<Vec<Block>> {
         let (present, list) = (unhex(present)?, unhex(list)?);
         let count = list.len() / 36;
         if first != self.next || !list.len().is_multiple_of(36) || count > BLOCKS_PER_LINE as usize
@@ -237,6 +262,7 @@ impl Current {
             return None;
         }
         self.hasher.update(&list);
+        let mut claimed = Vec::new();
         for (entry, i) in list.chunks_exact(36).zip(0usize..) {
             let len = u32::from_le_bytes(entry[..4].try_into().ok()?);
             if len == 0 || len > self.block_size {
@@ -245,16 +271,12 @@ impl Current {
             let hash = BlockHash::from_bytes(entry[4..].try_into().ok()?);
             if present.get(i / 8)? & (1 << (i % 8)) != 0 {
                 let index = first + i as u32;
-                let at = Block { index, offset: self.offset, len, hash };
-                match &self.file {
-                    Some(file) => block(&self.id, file, at),
-                    None => self.lost += 1,
-                }
+                claimed.push(Block { index, offset: self.offset, len, hash });
             }
             self.offset += u64::from(len);
         }
         self.next += count as u32;
-        Some(())
+        Some(claimed)
     }
 }
 

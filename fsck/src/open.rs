@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use nix::libc;
 use peersync::store::format::layout::{
     FORMAT_FILE, FORMAT_VERSION, LOCK_FILE, META_FILE, OBJECTS_DIR, parse_format,
 };
@@ -102,7 +103,11 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path)?;
+        .open(path)
+        .map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => io::Error::new(io::ErrorKind::InvalidInput, "a symbolic link"),
+            _ => e,
+        })?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
@@ -116,8 +121,25 @@ pub(crate) fn read_small(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Whether an error says that a file is not what it should be, or that the disk
+/// can't read it. Any other (no permission, no memory, too many open files) says
+/// nothing of the store.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::UnexpectedEof
+    ) || matches!(error.raw_os_error(), Some(libc::EIO | libc::ENXIO | libc::ENODATA))
+}
+
 /// An error with the file it came from.
 pub(crate) fn at(path: &Path, source: io::Error) -> FsckError {
     let place = path.display().to_string();
-    FsckError::Io { place, source }
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => FsckError::Denied { place, source },
+        _ => FsckError::Io { place, source },
+    }
 }

@@ -26,7 +26,7 @@ impl Checker<'_> {
             if let Some(reason) = layer_fault(&snapshot, key, &layer)? {
                 self.found(Kind::References, row(Table::Layers, key), reason);
                 self.delete(Table::Layers, key)?;
-                self.lost.insert(layer.slot);
+                self.lose(layer.slot);
             }
             Ok::<_, FsckError>(())
         })

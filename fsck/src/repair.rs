@@ -16,28 +16,28 @@ use peersync::types::ObjectId;
 use crate::FsckError;
 use crate::checker::Checker;
 use crate::data::{Claims, claims};
+use crate::database::Snapshot;
 use crate::objects::object_record;
 use crate::open::at;
 
 impl Checker<'_> {
     /// Drops the claims of these blocks.
-    pub(crate) fn drop_blocks(&mut self, id: &ObjectId, blocks: &[u32]) -> Result<(), FsckError> {
-        if !self.repairs() {
-            return Ok(());
-        }
-        let snapshot = self.snapshot()?;
-        let Some(record) = object_record(&snapshot, id)? else {
+    pub(crate) fn drop_blocks(
+        &mut self,
+        snapshot: &Snapshot,
+        id: &ObjectId,
+        blocks: impl Iterator<Item = u32>,
+    ) -> Result<(), FsckError> {
+        let Some(record) = object_record(snapshot, id)? else {
             return Ok(());
         };
-        let old = claims(&self.root, id, &record, |_| {});
-        let mut words = vec![0u64; record.blocks.div_ceil(64) as usize];
-        if let Ok(old) = old {
-            for index in (0..record.blocks).filter(|i| old.has(*i)) {
-                words[index as usize / 64] |= 1 << (index % 64);
-            }
-        }
+        let mut words = match claims(&self.root, id, &record, |_| {}) {
+            Ok(Claims::All) => all(record.blocks),
+            Ok(Claims::Some(words)) => words,
+            Err(_) => vec![0; record.blocks.div_ceil(64) as usize],
+        };
         for index in blocks {
-            if let Some(word) = words.get_mut(*index as usize / 64) {
+            if let Some(word) = words.get_mut(index as usize / 64) {
                 *word &= !(1 << (index % 64));
             }
         }
@@ -54,8 +54,9 @@ impl Checker<'_> {
         self.rewrite_claims(id, record, &Claims::Some(words))
     }
 
-    /// Makes `claims` what the object claims on the disk. The bitmap comes
-    /// before the record: claims that are in neither are only forgotten.
+    /// Makes `claims` what the object claims on the disk. The bitmap comes before
+    /// the record, which follows with the next changes: claims that are in neither
+    /// are only forgotten, and a repair that is broken off is made once more.
     pub(crate) fn rewrite_claims(
         &mut self,
         id: &ObjectId,
@@ -77,7 +78,6 @@ impl Checker<'_> {
             let record = ObjectRecord { complete: false, ..*record };
             self.put(Table::Objects, id.as_bytes(), record.encode())?;
             self.delete(Table::Marks, id.as_bytes())?;
-            self.flush()?;
         }
         if !claims.any() {
             for path in [bitmap, self.root.join(data_path(id))] {
@@ -121,6 +121,17 @@ impl Checker<'_> {
     }
 }
 
+/// The bits of all blocks.
+fn all(blocks: u32) -> Vec<u64> {
+    let mut words = vec![u64::MAX; blocks.div_ceil(64) as usize];
+    if let Some(last) = words.last_mut()
+        && !blocks.is_multiple_of(64)
+    {
+        *last = (1 << (blocks % 64)) - 1;
+    }
+    words
+}
+
 /// Removes a file; it may not be there.
 pub(crate) fn remove(path: &Path) -> Result<(), FsckError> {
     match std::fs::remove_file(path) {
@@ -130,7 +141,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), FsckError> {
 }
 
 /// Replaces a file's content, so that after a crash there is the old or the new.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), FsckError> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FsckError> {
     let mut new = path.as_os_str().to_owned();
     new.push(TEMP_SUFFIX);
     let new = std::path::PathBuf::from(new);

@@ -1,8 +1,9 @@
 //! Any single bit of a populated store is flipped: the checker or the read path
 //! reports it, or it provably does not matter. Never a panic, and never a wrong
-//! byte.
+//! byte; and a repair keeps what the bit did not touch.
 //!
-//! 150 random bits by default; `PEERSYNC_FLIPS=n` for more.
+//! 150 random bits by default; `PEERSYNC_FLIPS=n` for more. `PEERSYNC_FLIPS=all`
+//! takes every bit of the small files and of the database's header.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,10 @@ use peersync_fsck::Options;
 
 use crate::populated::Populated;
 use crate::util::{Rng, copy_dir, open, options, scratch};
+
+/// Bits of a file that [`all_bits`] takes: small files whole, of the database the
+/// header.
+const ALL_OF: u64 = 640;
 
 fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     let mut out = Vec::new();
@@ -31,6 +36,85 @@ fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     out
 }
 
+/// A populated store, closed in order.
+struct Good {
+    populated: Populated,
+    dir: tempfile::TempDir,
+    files: Vec<(PathBuf, u64)>,
+}
+
+/// What became of a store with a flipped bit.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// The checker said something.
+    found: bool,
+    /// Blocks that are not there after the repair, and were.
+    lost: usize,
+    /// Something that is known of layers and images is not, after the repair.
+    forgot: bool,
+}
+
+impl Good {
+    fn new() -> Self {
+        let populated = Populated::new();
+        let dir = scratch();
+        let store = open(dir.path());
+        populated.fill(&store);
+        store.close().unwrap();
+        let report = check(dir.path(), false).unwrap();
+        assert!(report.is_clean() && report.notes.is_empty(), "{}", report.summary());
+        let files = files(dir.path());
+        Self { populated, dir, files }
+    }
+
+    fn name<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(self.dir.path()).unwrap()
+    }
+
+    /// Flips one bit of a copy, and looks at it in every way.
+    fn flip(&self, path: &Path, bit: u64, what: &str) -> Outcome {
+        let name = self.name(path);
+        let dir = scratch();
+        copy_dir(self.dir.path(), dir.path());
+        let path = dir.path().join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+        fs::write(&path, bytes).unwrap();
+        let found = match check(dir.path(), false) {
+            Ok(report) => report.exit_code() != 0 || !report.notes.is_empty(),
+            Err(_) => true,
+        };
+        let second = scratch();
+        copy_dir(dir.path(), second.path());
+        let seen = read(dir.path(), &self.populated);
+        if !found {
+            seen.unwrap_or_else(|e| panic!("{what}: the checker found nothing, but {e}"));
+            return Outcome::default();
+        }
+        // What was found can be put right, and then nothing wrong is left.
+        let mut outcome = Outcome { found, ..Outcome::default() };
+        match check(second.path(), true) {
+            Ok(report) => {
+                assert!(report.exit_code() <= 1, "{what}:\n{}", report.summary());
+                let report = check(second.path(), false).unwrap();
+                assert_eq!(report.exit_code(), 0, "{what}, repaired:\n{}", report.summary());
+                let store = open(second.path());
+                self.populated.read(&store, |_, _| outcome.lost += 1);
+                assert_eq!(store.stats().bad_blocks, 0, "{what}");
+                outcome.forgot = !self.populated.is_known(&store);
+            }
+            // A format file that now names a newer version.
+            Err(e) => assert!(name.ends_with("format"), "{what}: {e}"),
+        }
+        outcome
+    }
+}
+
+fn check(dir: &Path, repair: bool) -> Result<peersync_fsck::Report, peersync_fsck::FsckError> {
+    let options = Options { jobs: 1, repair };
+    peersync_fsck::check(dir, &options, &peersync_fsck::Quiet)
+}
+
 /// What reading everything shows: whether anything was missed.
 fn read(dir: &Path, populated: &Populated) -> Result<(), String> {
     let store = Store::open(dir, options()).map_err(|e| format!("open: {e}"))?;
@@ -48,58 +132,55 @@ fn read(dir: &Path, populated: &Populated) -> Result<(), String> {
     closed.map_err(|e| format!("close: {e}"))
 }
 
+/// `PEERSYNC_FLIPS`, if it is a number; `None` for `all`.
+fn wanted() -> Option<u64> {
+    match std::env::var("PEERSYNC_FLIPS") {
+        Ok(all) if all == "all" => None,
+        Ok(n) => Some(n.parse().unwrap()),
+        Err(_) => Some(150),
+    }
+}
+
 #[test]
 fn a_flipped_bit_is_found_or_does_not_matter() {
-    let populated = Populated::new();
-    let good = scratch();
-    let store = open(good.path());
-    populated.fill(&store);
-    store.close().unwrap();
-    let options = Options::default();
-    let report = peersync_fsck::check(good.path(), &options, &peersync_fsck::Quiet).unwrap();
-    assert!(report.is_clean() && report.notes.is_empty(), "{}", report.summary());
-    let files = files(good.path());
-    let rounds = std::env::var("PEERSYNC_FLIPS").map_or(150, |n| n.parse().unwrap());
+    let Some(rounds) = wanted() else { return };
+    let good = Good::new();
     let seed = std::env::var("PEERSYNC_SEED").map_or(1, |n| n.parse().unwrap());
+    eprintln!("PEERSYNC_SEED={seed}");
     let mut rng = Rng(seed);
     for round in 0..rounds {
         // Small files as often as large ones: what matters is densest there.
-        let (path, len) = &files[rng.below(files.len() as u64) as usize];
+        let (path, len) = &good.files[rng.below(good.files.len() as u64) as usize];
         if *len == 0 {
             continue;
         }
         let bit = rng.below(len * 8);
-        let name = path.strip_prefix(good.path()).unwrap();
-        let what = format!("seed {seed}, round {round}: bit {bit} of {}", name.display());
-        let dir = scratch();
-        copy_dir(good.path(), dir.path());
-        let path = dir.path().join(name);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
-        fs::write(&path, bytes).unwrap();
-        let options = Options { jobs: 1, ..Options::default() };
-        let found = match peersync_fsck::check(dir.path(), &options, &peersync_fsck::Quiet) {
-            Ok(report) => report.exit_code() != 0 || !report.notes.is_empty(),
-            Err(_) => true,
-        };
-        let second = scratch();
-        copy_dir(dir.path(), second.path());
-        let seen = read(dir.path(), &populated);
-        if !found {
-            seen.unwrap_or_else(|e| panic!("{what}: the checker found nothing, but {e}"));
-            continue;
+        let name = good.name(path).display();
+        let what = format!("seed {seed}, round {round}: bit {bit} of {name}");
+        let outcome = good.flip(path, bit, &what);
+        if outcome.lost > 0 || outcome.forgot {
+            eprintln!("{what}: {outcome:?}");
         }
-        // What was found can be put right, and then nothing wrong is left.
-        let options = Options { repair: true, jobs: 1 };
-        match peersync_fsck::check(second.path(), &options, &peersync_fsck::Quiet) {
-            Ok(report) => {
-                assert!(report.exit_code() <= 1, "{what}:\n{}", report.summary());
-                let store = open(second.path());
-                populated.read(&store, |_, _| {});
-                assert_eq!(store.stats().bad_blocks, 0, "{what}");
+    }
+}
+
+#[test]
+fn all_bits() {
+    if wanted().is_some() {
+        return;
+    }
+    let good = Good::new();
+    for (path, len) in &good.files {
+        let name = good.name(path);
+        if name.ends_with("meta") || *len <= ALL_OF {
+            let (mut found, mut lossy) = (0, 0);
+            for bit in 0..(*len).min(ALL_OF) * 8 {
+                let what = format!("bit {bit} of {}", name.display());
+                let outcome = good.flip(path, bit, &what);
+                found += u64::from(outcome.found);
+                lossy += u64::from(outcome.lost > 0 || outcome.forgot);
             }
-            // A format file that now names a newer version.
-            Err(e) => assert!(name.ends_with("format"), "{what}: {e}"),
+            eprintln!("{}: {found} found, {lossy} cost something", name.display());
         }
     }
 }

@@ -337,7 +337,7 @@ fn build(
         match message {
             Message::Stream(bytes) => builder.feed(bytes, &mut sink)?,
             Message::Checkpoint(state) => {
-                let state = state.encode(&builder.tails());
+                let state = state.encode(&builder);
                 let begun = Instant::now();
                 match sink.spill().and_then(|()| staging.checkpoint(&state)) {
                     Ok(()) => debug!(layer = %staging.blob(), at = builder.offset(), "checkpoint"),

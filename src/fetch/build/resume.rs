@@ -33,12 +33,13 @@ impl State {
         Some(Self { decompressor: decompressor.save()?, seek: table.encode() })
     }
 
-    /// Three stretches, each with its length (u64) before it: decompressor, seek
-    /// table, and the builder's tails as kind (u32: 0 bundle, 1 + n file n),
-    /// offset (u64), length (u64) and bytes.
-    pub(super) fn encode(&self, tails: &Tails) -> Vec<u8> {
+    /// Four stretches, each with its length (u64) before it: decompressor, seek
+    /// table, the builder's tails as kind (u32: 0 bundle, 1 + n file n), offset
+    /// (u64), length (u64) and bytes, and the digest of the stream so far (32): what
+    /// was staged is not covered by the blob's digest, whose state is saved.
+    pub(super) fn encode(&self, builder: &LayerBuilder) -> Vec<u8> {
         let mut packed = Vec::new();
-        for (object, offset, bytes) in tails {
+        for (object, offset, bytes) in &builder.tails() {
             let kind = match object {
                 BuildObject::Bundle => 0,
                 BuildObject::File(n) => n + 1,
@@ -49,7 +50,8 @@ impl State {
             packed.extend(&bytes[..]);
         }
         let mut out = Vec::new();
-        for part in [&self.decompressor, &self.seek, &packed] {
+        let digest = builder.stream_digest();
+        for part in [&self.decompressor[..], &self.seek, &packed, digest.as_bytes()] {
             out.extend((part.len() as u64).to_le_bytes());
             out.extend(part);
         }
@@ -69,6 +71,7 @@ pub(super) fn resume(
     let Some(resumed) = staging.resumed() else { return Ok(None) };
     let mut input = Input(Bytes::copy_from_slice(&resumed.state));
     let (state, seek, tails) = (input.part()?, input.part()?, input.part()?);
+    let digest = input.part()?;
     let decompressor = Decompressor::restore(&state, DecodeLimits::default())
         .ok_or("the checkpoint's decompressor is malformed")?;
     let table = SeekTable::decode(&seek).map_err(|e| e.to_string())?;
@@ -93,7 +96,11 @@ pub(super) fn resume(
         }
         replay.supply(bytes).map_err(|e| e.to_string())?;
     }
-    Ok(Some((decompressor, points, replay.into_builder())))
+    let builder = replay.into_builder();
+    if builder.stream_digest().as_bytes()[..] != digest[..] {
+        return Err("what was staged has changed on the disk".into());
+    }
+    Ok(Some((decompressor, points, builder)))
 }
 
 fn content(

@@ -237,6 +237,11 @@ impl LayerBuilder {
         self.offset
     }
 
+    /// The digest of the stream so far: what a replay of it must come to.
+    pub fn stream_digest(&self) -> Digest {
+        self.diff.clone().finish()
+    }
+
     /// Takes the next bytes of the stream. Blocks may share their memory.
     ///
     /// # Errors

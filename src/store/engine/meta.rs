@@ -18,8 +18,10 @@ use redb::{
 
 use super::error::MetaError;
 use crate::store::device::{Device, DeviceBackend, Mode, is_full};
+use crate::store::format::keys;
 use crate::store::format::layout::{META_FILE, META_TEMP, RESERVE_FILE};
 use crate::store::format::overlay::Overlay;
+use crate::store::format::records::{decode_number, encode_number};
 use crate::store::format::tables::Table;
 use crate::store::format::{seal, unseal};
 
@@ -29,6 +31,8 @@ const LOG_MAX: usize = 8 << 20;
 const OVERLAY_MAX: usize = 64 << 20;
 /// Size of the reserve that is given up on a full disk.
 const RESERVE_LEN: u64 = 2 << 20;
+/// Tables that this program's databases have.
+const TABLES: u32 = Table::ALL.len() as u32;
 
 /// Changes to be made together.
 #[derive(Debug, Default)]
@@ -94,6 +98,7 @@ impl Meta {
         let meta = Self::unopened(device, cache, read_only);
         let db = meta.open_database(META_FILE)?;
         *meta.db.write().unwrap_or_else(PoisonError::into_inner) = Some(db);
+        meta.settle_tables()?;
         if !read_only {
             meta.restore_reserve();
         }
@@ -117,11 +122,7 @@ impl Meta {
         let maker = Self::unopened(Arc::clone(device), 1 << 20, false);
         let db = maker.open_database(META_TEMP)?;
         guarded(|| {
-            let txn = begin(&db, true)?;
-            for table in Table::ALL {
-                txn.open_table(table.definition()).map_err(redb_error)?;
-            }
-            txn.commit().map_err(redb_error)?;
+            make_tables(&db)?;
             drop(db);
             Ok(())
         })?;
@@ -129,6 +130,32 @@ impl Meta {
         file.sync_data().map_err(io_error)?;
         device.rename(META_TEMP, META_FILE).map_err(io_error)?;
         device.sync_dir(".").map_err(io_error)
+    }
+
+    /// Sees that every table is there: a damaged name must not pass for an empty
+    /// table. A store from before there were some of them gets these.
+    fn settle_tables(&self) -> Result<(), MetaError> {
+        let stated = self.read(|view| {
+            let stated = match view.get(Table::State, keys::STATE_TABLES)? {
+                Some(row) => {
+                    let number = decode_number(&row);
+                    Some(number.map_err(|e| MetaError::record(Table::State.name(), e))?)
+                }
+                None => None,
+            };
+            for table in Table::required(stated) {
+                if view.open_table(*table)?.is_none() {
+                    return Err(damaged(format!("table {} is missing", table.name())));
+                }
+            }
+            Ok(stated)
+        })?;
+        if self.read_only || stated.is_some_and(|stated| stated >= TABLES) {
+            return Ok(());
+        }
+        let db = self.db();
+        let db = db.as_ref().ok_or_else(unavailable)?;
+        guarded(|| make_tables(db))
     }
 
     /// Reads at one point in time.
@@ -303,6 +330,13 @@ impl Meta {
     }
 }
 
+impl Drop for Meta {
+    /// A store that can't be opened to the end never closes its database itself.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 fn begin(db: &Database, durable: bool) -> Result<WriteTransaction, MetaError> {
     let mut txn = db.begin_write().map_err(redb_error)?;
     // Without it, opening after a crash reads the whole database.
@@ -311,6 +345,19 @@ fn begin(db: &Database, durable: bool) -> Result<WriteTransaction, MetaError> {
     txn.set_durability(durability)
         .map_err(|e| MetaError::Io(std::io::Error::other(e.to_string())))?;
     Ok(txn)
+}
+
+/// Makes the tables that are not there, and says that all are.
+fn make_tables(db: &Database) -> Result<(), MetaError> {
+    let txn = begin(db, true)?;
+    for table in Table::ALL {
+        txn.open_table(table.definition()).map_err(redb_error)?;
+    }
+    let row = seal(Table::State.name(), keys::STATE_TABLES, encode_number(TABLES));
+    let mut state = txn.open_table(Table::State.definition()).map_err(redb_error)?;
+    drop(state.insert(keys::STATE_TABLES, &row[..]).map_err(redb_error)?);
+    drop(state);
+    txn.commit().map_err(redb_error)
 }
 
 fn write(db: &Database, batch: &Batch, durable: bool) -> Result<(), MetaError> {
@@ -337,7 +384,8 @@ pub(super) struct View(ReadTransaction);
 type OpenTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl View {
-    /// `None` where the store is from before there was such a table.
+    /// `None` where the store is from before there was such a table: that it must
+    /// be there was seen when the database was opened.
     fn open_table(&self, table: Table) -> Result<Option<OpenTable>, MetaError> {
         match self.0.open_table(table.definition()) {
             Err(redb::TableError::TableDoesNotExist(_)) if table.is_newer() => Ok(None),

@@ -12,6 +12,10 @@ pub const STATE_NEXT_OBJECT: &[u8] = b"next_object";
 /// `state`: the next slot.
 pub const STATE_NEXT_SLOT: &[u8] = b"next_slot";
 
+/// `state`: how many of [`Table::ALL`](super::tables::Table::ALL) the database has,
+/// from the first on.
+pub const STATE_TABLES: &[u8] = b"tables";
+
 /// Blocks in one row of `specs`.
 pub const SPEC_CHUNK: u32 = 1024;
 /// Bytes of a hash that the index tables keep: enough to find, not to prove.

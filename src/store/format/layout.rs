@@ -48,8 +48,8 @@ pub fn parse_format(text: &[u8]) -> Option<u32> {
     let line = std::str::from_utf8(text).ok()?.strip_suffix('\n')?;
     let number = line.strip_prefix(FORMAT_WORD)?.strip_prefix(' ')?;
     let version = number.parse().ok()?;
-    // One spelling only: no sign, no leading zero.
-    (format_text(version).as_bytes() == text).then_some(version)
+    // One spelling only: no sign, no leading zero. Versions count from 1.
+    (version > 0 && format_text(version).as_bytes() == text).then_some(version)
 }
 
 /// `objects/<2 hex>`: the directory of an object's files.
@@ -160,11 +160,23 @@ mod tests {
             "peersync-store 1",
             "peersync-store +1\n",
             "peersync-store 01\n",
+            "peersync-store 0\n",
             "peersync-store\n",
             "other 1\n",
             "peersync-store 1\n\n",
         ] {
             assert_eq!(parse_format(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_format_file_shows() {
+        let good = format_text(FORMAT_VERSION).into_bytes();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let read = parse_format(&bad);
+            assert!(read.is_none_or(|version| version > FORMAT_VERSION), "bit {bit}: {read:?}");
         }
     }
 

@@ -14,6 +14,10 @@ pub type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 /// object of 128 GiB is not looked through for single blocks to copy.
 pub const INDEXED_BLOCKS_MAX: u32 = 1 << 18;
 
+/// Tables of a database that does not say how many it has: those of the first
+/// stores. `state` of a later one has a row [`STATE_TABLES`](super::keys::STATE_TABLES).
+pub const FIRST_TABLES: u32 = 21;
+
 /// One of the store's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
@@ -66,7 +70,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// All tables.
+    /// All tables, in the order in which the format got them: a new one is the last.
     pub const ALL: [Self; 23] = [
         Self::State,
         Self::Objects,
@@ -127,13 +131,38 @@ impl Table {
         matches!(self, Self::BlockIndex | Self::ContentIndex | Self::References | Self::Homes)
     }
 
-    /// Whether a store of version 1 may lack it: it is then empty.
-    pub const fn is_newer(self) -> bool {
-        matches!(self, Self::Accesses | Self::Pins)
+    /// The tables that a database must have which says that it has `stated` tables,
+    /// or does not say (`None`). Those of a newer program are not known here.
+    pub fn required(stated: Option<u32>) -> &'static [Self] {
+        let all: &'static [Self] = &Self::ALL;
+        let count = stated.unwrap_or(FIRST_TABLES).max(FIRST_TABLES) as usize;
+        &all[..count.min(all.len())]
+    }
+
+    /// Whether a store of the first programs lacks it until it is opened by a newer
+    /// one: it is then empty.
+    pub fn is_newer(self) -> bool {
+        !Self::required(None).contains(&self)
     }
 
     /// The table as redb wants it.
     pub const fn definition(self) -> Definition {
         TableDefinition::new(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_must_have_the_tables_that_it_says() {
+        assert!(Table::Pins.is_newer() && Table::Accesses.is_newer());
+        assert!(!Table::Documents.is_newer());
+        assert_eq!(Table::required(None), &Table::ALL[..21]);
+        assert_eq!(Table::required(Some(22)), &Table::ALL[..22]);
+        // A damaged row takes none away, and what a newer program has is its own.
+        assert_eq!(Table::required(Some(0)).len(), 21);
+        assert_eq!(Table::required(Some(u32::MAX)), &Table::ALL);
     }
 }
