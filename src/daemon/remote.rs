@@ -37,9 +37,7 @@ impl RemoteLayers for NodeLayers {
     fn start_all(&self, image: &RemoteImage) {
         let Some(node) = self.0.upgrade() else { return };
         let name = name(image);
-        // A manifest that was resolved before says nothing new.
-        let known = image.manifest.is_some() && node.store.image(&name).is_ok_and(|i| i.is_some());
-        if !known {
+        if !node.images.is_known(&name, &image.layers) {
             node.come(&name);
         }
     }
@@ -171,9 +169,13 @@ fn closing() -> RemoteError {
 fn remote_error(error: &ImageError) -> RemoteError {
     warn!("{error}");
     match error {
-        ImageError::Denied(_) | ImageError::Name(_) | ImageError::NotFound(_) => {
-            RemoteError::Declined(error.to_string())
-        }
+        // containerd has other credentials and settings, checks what it downloads by
+        // itself, and may know media types that we don't.
+        ImageError::Denied(_)
+        | ImageError::Name(_)
+        | ImageError::NotFound(_)
+        | ImageError::Refused(_)
+        | ImageError::Corrupt(_) => RemoteError::Declined(error.to_string()),
         error => RemoteError::Unavailable(error.to_string()),
     }
 }

@@ -284,7 +284,9 @@ fn failure(error: ImageError) -> Failure {
         ImageError::Denied(_) => FailureKind::Denied,
         ImageError::Unreachable(_) => FailureKind::Unreachable,
         ImageError::Corrupt(_) => FailureKind::Corrupt,
-        ImageError::Store(_) | ImageError::Failed(_) => FailureKind::Failed,
+        ImageError::Refused(_) | ImageError::Store(_) | ImageError::Failed(_) => {
+            FailureKind::Failed
+        }
     };
     Failure::new(kind, error)
 }

@@ -19,6 +19,7 @@ const WRITTEN: Duration = Duration::from_secs(1_735_689_600);
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
 /// Free inodes below which unpacking an ordinary image may fail.
 const INODES_LOW: u64 = 50_000;
+const NOT_SERVED: &str = "containerd is not served: `[snapshotter] socket` is empty";
 const SNIPPETS: &str = "packaging/containerd (docs/CONTAINERD.md)";
 
 /// Judges the facts. The order is that in which problems are best solved.
@@ -31,6 +32,7 @@ pub fn check(settings: &Settings, facts: &Facts) -> Report {
         passthrough(settings, facts),
         stack_depth(settings, facts),
         plugin(settings, facts),
+        running(settings, facts),
         cri(settings, facts),
         annotations(settings, facts),
         socket(settings, facts),
@@ -55,22 +57,28 @@ fn not_fine(
 
 fn fuse(facts: &Facts) -> Finding {
     const CHECK: &str = "fuse";
-    match &facts.fuse {
-        Access::Open if facts.root => fine(CHECK, "/dev/fuse opens"),
-        Access::Open => not_fine(
+    match (&facts.fuse, &facts.fuse_mount) {
+        (Access::Open, Some(Err(reason))) => not_fine(
+            CHECK,
+            Status::Failed,
+            format!("/dev/fuse opens, but nothing can be mounted: {reason}"),
+            "Mounts need CAP_SYS_ADMIN: in a container, run it privileged.",
+        ),
+        (Access::Open, _) if facts.root => fine(CHECK, "/dev/fuse opens and mounts"),
+        (Access::Open, _) => not_fine(
             CHECK,
             Status::Warning,
             "/dev/fuse opens, but this is not root",
             "Mounts for containers need root. Run `sudo peersync doctor` to check for the daemon.",
         ),
-        Access::Missing => not_fine(
+        (Access::Missing, _) => not_fine(
             CHECK,
             Status::Failed,
             "/dev/fuse is missing",
             "Load the module: modprobe fuse (and put `fuse` into /etc/modules-load.d/fuse.conf). \
              In a container or VM, pass the device in.",
         ),
-        Access::Refused(reason) => not_fine(
+        (Access::Refused(reason), _) => not_fine(
             CHECK,
             Status::Failed,
             format!("/dev/fuse can't be opened: {reason}"),
@@ -180,6 +188,13 @@ fn passthrough(settings: &Settings, facts: &Facts) -> Finding {
         return not_fine(CHECK, Status::Warning, format!("{kernel} is old"), advice);
     }
     let slower = "Files are read through the daemon: the same bytes, at less speed.";
+    if let Some(Ok(offer)) = facts.fuse_mount
+        && !offer.passthrough
+    {
+        let message =
+            format!("{kernel} does not offer it ({}.{} can)", PASSTHROUGH.0, PASSTHROUGH.1);
+        return not_fine(CHECK, Status::Warning, message, slower);
+    }
     if version < PASSTHROUGH {
         let message = format!("{kernel}: needs {}.{}", PASSTHROUGH.0, PASSTHROUGH.1);
         return not_fine(CHECK, Status::Warning, message, slower);
@@ -192,7 +207,8 @@ fn passthrough(settings: &Settings, facts: &Facts) -> Finding {
         let message = "the store is on overlayfs, which can't back files";
         return not_fine(CHECK, Status::Warning, message, slower);
     }
-    fine(CHECK, format!("{kernel} has it"))
+    let certain = if facts.fuse_mount.is_some() { "offers it" } else { "should have it" };
+    fine(CHECK, format!("{kernel} {certain}"))
 }
 
 fn stack_depth(settings: &Settings, facts: &Facts) -> Finding {
@@ -239,6 +255,37 @@ fn plugin(settings: &Settings, facts: &Facts) -> Finding {
     }
 }
 
+/// containerd reads its configuration when it starts, and only then.
+fn running(settings: &Settings, facts: &Facts) -> Finding {
+    const CHECK: &str = "containerd-running";
+    let skipped = |message: &str| not_fine(CHECK, Status::Skipped, message, "");
+    let Ok(config) = containerd(CHECK, settings, facts) else {
+        return skipped("no configuration to go by");
+    };
+    let Some(name) = name_of(config, &settings.socket) else {
+        return skipped("nothing is registered that it could have loaded");
+    };
+    match &facts.loaded {
+        _ if !facts.root => skipped("containerd answers root only"),
+        None => skipped("there is no ctr to ask containerd with"),
+        Some(Ok(loaded)) if loaded.iter().any(|known| known == name) => {
+            fine(CHECK, format!("has loaded {name:?}"))
+        }
+        Some(Ok(_)) => not_fine(
+            CHECK,
+            Status::Failed,
+            format!("containerd runs, and has not loaded {name:?}"),
+            "It was started with another configuration: systemctl restart containerd.",
+        ),
+        Some(Err(reason)) => not_fine(
+            CHECK,
+            Status::Warning,
+            format!("containerd does not answer: {reason}"),
+            format!("systemctl start containerd (it listens on {}).", config.address),
+        ),
+    }
+}
+
 fn cri(settings: &Settings, facts: &Facts) -> Finding {
     const CHECK: &str = "containerd-cri";
     let config = match containerd(CHECK, settings, facts) {
@@ -269,8 +316,8 @@ fn cri(settings: &Settings, facts: &Facts) -> Finding {
 
 fn annotations(settings: &Settings, facts: &Facts) -> Finding {
     const CHECK: &str = "snapshot-annotations";
-    let Some(Ok(config)) = &facts.containerd else {
-        return not_fine(CHECK, Status::Skipped, "no containerd configuration", "");
+    let Ok(config) = containerd(CHECK, settings, facts) else {
+        return not_fine(CHECK, Status::Skipped, "no configuration to go by", "");
     };
     let name = name_of(config, &settings.socket).unwrap_or_default();
     match config.annotates(name) {
@@ -291,6 +338,9 @@ fn annotations(settings: &Settings, facts: &Facts) -> Finding {
 fn socket(settings: &Settings, facts: &Facts) -> Finding {
     const CHECK: &str = "socket";
     let path = settings.socket.display();
+    if settings.socket.as_os_str().is_empty() {
+        return not_fine(CHECK, Status::Skipped, NOT_SERVED, "");
+    }
     let start = "Start the daemon: systemctl start peersync, or peersync daemon.";
     match &facts.socket {
         SocketState::Answers => fine(CHECK, format!("{path} answers")),
@@ -342,9 +392,13 @@ fn ports(facts: &Facts) -> Vec<Finding> {
         .filter_map(|(listener, state)| {
             let at = format!("{} = {}", listener.key, listener.address);
             match state {
-                ListenerState::Free => None,
-                // Most likely by the very daemon that is being asked about.
-                ListenerState::InUse if running => None,
+                ListenerState::Free | ListenerState::Ours => None,
+                ListenerState::InUse if !facts.root => Some(not_fine(
+                    CHECK,
+                    Status::Skipped,
+                    format!("{at} is in use, and only root can tell by whom"),
+                    "",
+                )),
                 ListenerState::InUse => Some(not_fine(
                     CHECK,
                     Status::Failed,
@@ -377,6 +431,9 @@ fn containerd<'a>(
     facts: &'a Facts,
 ) -> Result<&'a ContainerdConfig, Finding> {
     let path = settings.containerd_config.display();
+    if settings.socket.as_os_str().is_empty() {
+        return Err(not_fine(check, Status::Skipped, NOT_SERVED, ""));
+    }
     match &facts.containerd {
         Some(Ok(config)) => Ok(config),
         None => Err(not_fine(

@@ -6,15 +6,19 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::statfs::{FsType, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::Pid;
 
 use super::containerd::imports;
 use super::{
     Access, ContainerdConfig, ContainerdError, Disk, Facts, Listener, ListenerState, Settings,
-    SocketState,
+    SocketState, machine,
 };
 
 /// Largest configuration file that is read.
@@ -41,18 +45,23 @@ const KINDS: &[(i64, &str)] = &[
 /// Gathers what [`super::check`] judges. Reads only, and binds each address for a
 /// moment to see whether it is free. Takes milliseconds.
 pub fn collect(settings: &Settings) -> Facts {
+    let root = nix::unistd::geteuid().is_root();
+    let daemon = daemon(&settings.socket);
+    let containerd = containerd(&settings.containerd_config);
     Facts {
-        root: nix::unistd::geteuid().is_root(),
+        root,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().into(),
         fuse: fuse(),
+        fuse_mount: root.then(machine::mount_fuse).map(|tried| tried.map_err(|e| e.to_string())),
         overlayfs: overlayfs(),
         disk: disk(&settings.store).map_err(|error| error.to_string()),
         socket: socket(&settings.socket),
-        containerd: containerd(&settings.containerd_config),
-        listeners: settings.listeners.iter().map(|l| (l.clone(), listener(l))).collect(),
+        loaded: containerd.as_ref().and_then(|config| loaded(config.as_ref().ok()?)),
+        containerd,
+        listeners: settings.listeners.iter().map(|l| (l.clone(), listener(l, daemon))).collect(),
         now: SystemTime::now(),
         latest_change: latest_change(settings),
-        clock_synchronised: clock_synchronised(),
+        clock_synchronised: machine::clock_synchronised(),
     }
 }
 
@@ -167,7 +176,31 @@ fn read(path: &Path) -> Result<String, ContainerdError> {
     Ok(text)
 }
 
-fn listener(listener: &Listener) -> ListenerState {
+/// Asks containerd what it has loaded, by its own client.
+fn loaded(config: &ContainerdConfig) -> Option<Result<Vec<String>, String>> {
+    let mut ctr = Command::new("ctr");
+    ctr.args(["--connect-timeout", "2s", "--timeout", "5s", "--address", &config.address]);
+    match ctr.args(["plugins", "ls"]).stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error.to_string())),
+        Ok(output) if output.status.success() => {
+            Some(Ok(super::containerd::loaded(&String::from_utf8_lossy(&output.stdout))))
+        }
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().last().unwrap_or_default();
+            Some(Err(last.chars().take(200).collect()))
+        }
+    }
+}
+
+/// Who answers on the snapshotter's socket.
+fn daemon(socket: &Path) -> Option<Pid> {
+    let stream = UnixStream::connect(socket).ok()?;
+    getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()))
+}
+
+fn listener(listener: &Listener, daemon: Option<Pid>) -> ListenerState {
     let tcp = TcpListener::bind(listener.address).map(drop);
     let bound = match listener.udp {
         true => tcp.and_then(|()| UdpSocket::bind(listener.address).map(drop)),
@@ -175,7 +208,14 @@ fn listener(listener: &Listener) -> ListenerState {
     };
     match bound {
         Ok(()) => ListenerState::Free,
-        Err(error) if error.kind() == ErrorKind::AddrInUse => ListenerState::InUse,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let has_it = |pid| machine::listens(pid, listener.address.port());
+            match daemon {
+                // Where that can't be told, it is most likely the one asked about.
+                Some(pid) if has_it(pid).unwrap_or(true) => ListenerState::Ours,
+                _ => ListenerState::InUse,
+            }
+        }
         Err(error) => ListenerState::Refused(error.to_string()),
     }
 }
@@ -187,18 +227,13 @@ fn latest_change(settings: &Settings) -> Option<SystemTime> {
     places.iter().filter_map(|place| fs::metadata(place).ok()?.modified().ok()).max()
 }
 
-/// systemd-timesyncd leaves a file when it has set the clock; whether another
-/// service does its work can't be told without asking it.
-fn clock_synchronised() -> Option<bool> {
-    Path::new("/run/systemd/timesync/synchronized").exists().then_some(true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn collects_on_any_machine_without_changing_it() {
+        let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
         let place = tempfile::tempdir().unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken =
@@ -212,10 +247,15 @@ mod tests {
             listeners: vec![taken.0.clone()],
         };
         let facts = collect(&settings);
+        assert!(!mounts().contains("peersync-doctor"), "what was tried is gone");
         assert!(facts.disk.is_ok_and(|disk| disk.total > 0));
         assert_eq!(facts.socket, SocketState::Missing);
         assert_eq!(facts.containerd, None);
-        assert_eq!(facts.listeners, [(taken.0, ListenerState::InUse)]);
+        assert_eq!(facts.listeners, [(taken.0.clone(), ListenerState::InUse)]);
+        // As soon as this very process is the daemon, the port is its own.
+        let _daemon = std::os::unix::net::UnixListener::bind(&settings.socket).unwrap();
+        assert_eq!(collect(&settings).listeners, [(taken.0, ListenerState::Ours)]);
+        fs::remove_file(&settings.socket).unwrap();
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
     }
 

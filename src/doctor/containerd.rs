@@ -13,6 +13,8 @@ use toml::{Table, Value};
 /// Where version 2 and version 3 have the CRI plugin's image settings.
 const CRI_V2: &str = "io.containerd.grpc.v1.cri";
 const CRI_V3: &str = "io.containerd.cri.v1.images";
+/// Where containerd listens if its configuration does not say.
+const ADDRESS: &str = "/run/containerd/containerd.sock";
 
 /// What the files say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub struct ContainerdConfig {
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// The CRI plugin; none where it is switched off.
     pub cri: Option<CriConfig>,
+    /// The socket of containerd itself.
+    pub address: String,
 }
 
 /// A plugin in another process.
@@ -87,7 +91,12 @@ impl ContainerdConfig {
     /// # Errors
     /// A text is not TOML.
     pub fn parse(files: &[(PathBuf, String)]) -> Result<Self, ContainerdError> {
-        let mut config = Self { version: 1, cri: Some(CriConfig::default()), ..Self::default() };
+        let mut config = Self {
+            version: 1,
+            cri: Some(CriConfig::default()),
+            address: ADDRESS.to_owned(),
+            ..Self::default()
+        };
         for (path, text) in files {
             let table = parse_file(path, text)?;
             config.files.push(path.clone());
@@ -120,6 +129,10 @@ impl ContainerdConfig {
     fn merge(&mut self, table: &Table) {
         if let Some(version) = table.get("version").and_then(Value::as_integer) {
             self.version = version;
+        }
+        let address = table.get("grpc").and_then(|grpc| grpc.get("address")?.as_str());
+        if let Some(address) = address.filter(|address| !address.is_empty()) {
+            address.clone_into(&mut self.address);
         }
         let disabled = table.get("disabled_plugins").and_then(Value::as_array);
         let off = disabled.into_iter().flatten().filter_map(Value::as_str);
@@ -173,6 +186,18 @@ pub(super) fn imports(path: &std::path::Path, text: &str) -> Result<Vec<PathBuf>
     Ok(imports.into_iter().flatten().filter_map(Value::as_str).map(PathBuf::from).collect())
 }
 
+/// The snapshotters that work, in what `ctr plugins ls` says: type, name, platforms,
+/// status.
+pub(super) fn loaded(said: &str) -> Vec<String> {
+    let works = |line: &str| {
+        let mut words = line.split_whitespace();
+        let is_snapshotter = words.next() == Some("io.containerd.snapshotter.v1");
+        let name = words.next().filter(|_| is_snapshotter)?;
+        (words.next_back() == Some("ok")).then(|| name.to_owned())
+    };
+    said.lines().filter_map(works).collect()
+}
+
 fn parse_file(path: &std::path::Path, text: &str) -> Result<Table, ContainerdError> {
     text.parse().map_err(|error: toml::de::Error| ContainerdError::Parse {
         path: path.to_owned(),
@@ -208,6 +233,18 @@ mod tests {
         let config = parse(&["version = 2"]);
         assert_eq!(config.cri, Some(CriConfig::default()));
         assert_eq!(config.snapshotter_at("/run/peersync/snapshotter.sock"), None);
+        assert_eq!(config.address, "/run/containerd/containerd.sock");
+        assert_eq!(parse(&["[grpc]\naddress = \"/c.sock\""]).address, "/c.sock");
+    }
+
+    #[test]
+    fn loaded_snapshotters_are_told_from_what_ctr_says() {
+        let said = "TYPE                            ID          PLATFORMS      STATUS    \n\
+                    io.containerd.content.v1        content     -              ok        \n\
+                    io.containerd.snapshotter.v1    btrfs       linux/amd64    skip      \n\
+                    io.containerd.snapshotter.v1    overlayfs   linux/amd64    ok        \n\
+                    io.containerd.snapshotter.v1    peersync    -              ok        \n";
+        assert_eq!(loaded(said), ["overlayfs", "peersync"]);
     }
 
     #[test]
@@ -258,6 +295,8 @@ mod tests {
             "disabled_plugins = \"cri\"",
             "[proxy_plugins]\na = 1",
             "[plugins]\n\"io.containerd.grpc.v1.cri\" = true",
+            "grpc = true",
+            "[grpc]\naddress = 1",
         ] {
             parse(&[odd]);
         }

@@ -1,12 +1,14 @@
 //! `peersync doctor`: is this machine set up right, and if not, what to do.
 //!
 //! [`collect`] gathers [`Facts`] from the machine and never changes anything (a
-//! port is tried by binding it for a moment). [`check`] turns facts into a
+//! port is tried by binding it for a moment, FUSE by a mount that nobody else sees).
+//! [`check`] turns facts into a
 //! [`Report`], purely. A finding that is not fine says what to do about it.
 
 mod checks;
 mod collect;
 mod containerd;
+mod machine;
 mod report;
 
 use std::net::SocketAddr;
@@ -55,6 +57,8 @@ pub struct Facts {
     pub kernel: String,
     /// Whether `/dev/fuse` can be opened.
     pub fuse: Access,
+    /// What came of a mount, as root: what the kernel offers, or why it refused.
+    pub fuse_mount: Option<Result<FuseOffer, String>>,
     /// Whether the kernel knows overlayfs; none if that can't be told.
     pub overlayfs: Option<bool>,
     /// The file system of the store, or of the nearest directory above that exists.
@@ -63,6 +67,9 @@ pub struct Facts {
     pub socket: SocketState,
     /// containerd's configuration, if there is a file.
     pub containerd: Option<Result<ContainerdConfig, ContainerdError>>,
+    /// The snapshotters that the running containerd has loaded and that work, by name,
+    /// or why it does not say; none if there is no `ctr` to ask with.
+    pub loaded: Option<Result<Vec<String>, String>>,
     /// For each listener, whether its address can be had.
     pub listeners: Vec<(Listener, ListenerState)>,
     /// The time by this machine's clock.
@@ -82,6 +89,13 @@ pub enum Access {
     Missing,
     /// It is there and can't be opened, for this reason.
     Refused(String),
+}
+
+/// What the kernel's side of FUSE can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FuseOffer {
+    /// Files can be backed by local ones.
+    pub passthrough: bool,
 }
 
 /// A file system.
@@ -119,6 +133,8 @@ pub enum SocketState {
 pub enum ListenerState {
     /// It is free.
     Free,
+    /// The daemon that answers on the snapshotter's socket has it.
+    Ours,
     /// Somebody has it.
     InUse,
     /// It can't be had, for this reason.

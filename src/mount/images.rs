@@ -93,6 +93,10 @@ pub enum ImageError {
     /// The registry refuses.
     #[error("{0}")]
     Denied(String),
+    /// The registry's answer, or what this node is configured to do, rules it out:
+    /// asking again does not help.
+    #[error("{0}")]
+    Refused(String),
     /// The registry can't be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -338,6 +342,21 @@ impl Images {
         Ok((descriptor.digest, bytes))
     }
 
+    /// Whether resolving the image would tell nothing new of these layers: it was
+    /// resolved before, they all have an index, and may be fetched from where the
+    /// image is.
+    pub fn is_known(&self, image: &str, layers: &[Digest]) -> bool {
+        let Ok(source) = image.parse::<Source>() else { return false };
+        let is_recorded = self.store.image(&full_name(&source));
+        let Ok((source, _)) = self.repositories.open(&source, false) else { return false };
+        let place = source.name();
+        let has_layer = |layer: &Digest| {
+            self.store.blob(layer).is_ok_and(|blob| blob.is_some())
+                && self.store.origins(layer).is_ok_and(|origins| origins.contains(&place))
+        };
+        is_recorded.is_ok_and(|record| record.is_some()) && layers.iter().all(has_layer)
+    }
+
     /// The image as the store knows it.
     fn known(&self, reference: &str) -> Result<Option<Resolved>, ImageError> {
         let Some(record) = self.store.image(reference).map_err(store)? else { return Ok(None) };
@@ -530,7 +549,7 @@ impl From<SourceError> for ImageError {
             Trouble::Denied => Self::Denied(message),
             Trouble::Busy | Trouble::Transient => Self::Unreachable(message),
             Trouble::Corrupt => Self::Corrupt(message),
-            Trouble::Permanent => Self::Failed(message),
+            Trouble::Permanent => Self::Refused(message),
         }
     }
 }

@@ -304,18 +304,22 @@ impl Snapshotter {
             ParentChain::Chain(chain) => Some(chain),
             ParentChain::Ordinary => return Ok(Prepared::Ordinary(None)),
         };
+        let layer = labels::remote_layer(labels, below);
+        // Also for what is there: this image may say of another place to fetch it from.
+        if let Ok(Some(layer)) = &layer {
+            self.inner.remote.start_all(&layer.image);
+        }
         if let Ok(chain) = target.parse::<Digest>()
             && self.inner.has_chain(target, parent, chain)
             && self.chain_path(self.inner.known_chain(target)).await.is_ok()
         {
             return Ok(Prepared::Remote);
         }
-        let layer = match labels::remote_layer(labels, below) {
+        let layer = match layer {
             Ok(Some(layer)) => layer,
             Ok(None) => return Ok(Prepared::Ordinary(None)),
             Err(error) => return Ok(Prepared::Ordinary(Some(error.to_string()))),
         };
-        self.inner.remote.start_all(&layer.image);
         match self.inner.remote.prepare(layer.clone()).await {
             Ok(chain) => self.adopt(target, parent, labels, &layer, &chain).await,
             Err(RemoteError::Declined(reason)) => Ok(Prepared::Ordinary(Some(reason))),

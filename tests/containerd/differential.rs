@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use futures_util::future::join_all;
 use peersync::snapshotter::proto::snapshots::Info;
 use tonic::Status;
 
 use crate::api::Snapshots;
+use crate::node::Node;
 use crate::plugin::Plugin;
 use crate::world::{OURS, THEIRS, World, needs_containerd};
 
@@ -40,13 +42,16 @@ enum Call {
     Update(String, Labels, Vec<&'static str>),
     List(Vec<String>),
     Usage(String),
+    Cleanup,
+    /// The same at once from several sides; answers in no order.
+    AtOnce(Box<Call>),
 }
 
 type Labels = BTreeMap<String, String>;
 
 const NAMES: &[&str] = &["a", "b", "c", "d/e", "line\nbreak", "sp ace", "sha256:0"];
 
-fn call(random: &mut Random) -> Call {
+fn call(random: &mut Random, at_once: bool) -> Call {
     let name = |random: &mut Random| (*random.pick(NAMES)).to_owned();
     let parent = |random: &mut Random| match random.next() % 3 {
         0 => String::new(),
@@ -63,7 +68,7 @@ fn call(random: &mut Random) -> Call {
         }
         labels
     };
-    match random.next() % 20 {
+    match random.next() % if at_once { 24 } else { 21 } {
         0..=4 => Call::Prepare(name(random), parent(random), labels(random)),
         5..=6 => Call::View(name(random), parent(random), labels(random)),
         7..=9 => Call::Commit(name(random), name(random), labels(random)),
@@ -90,12 +95,40 @@ fn call(random: &mut Random) -> Call {
             ];
             Call::List(random.pick(filters).iter().map(|filter| (*filter).to_owned()).collect())
         }
-        _ => Call::Usage(name(random)),
+        19 => Call::Usage(name(random)),
+        20 => Call::Cleanup,
+        _ => {
+            let call = match random.next() % 4 {
+                0 => Call::Prepare(name(random), parent(random), labels(random)),
+                1 => Call::View(name(random), parent(random), labels(random)),
+                2 => Call::Commit(name(random), name(random), labels(random)),
+                _ => Call::Remove(name(random)),
+            };
+            Call::AtOnce(Box::new(call))
+        }
     }
 }
 
 /// What a snapshotter answers, in a form that can be compared.
-async fn answer(snapshots: &mut Snapshots, call: Call, state: &Path) -> String {
+async fn answer(snapshots: &Snapshots, call: Call, state: &Path) -> String {
+    let Call::AtOnce(call) = call else { return answer_one(snapshots, call, state).await };
+    let all = (0..4).map(|_| answer_one(snapshots, (*call).clone(), state));
+    let mut answers = join_all(all).await;
+    answers.sort();
+    answers.join("\n")
+}
+
+/// Without the numbers of directories: requests at once take as many as it comes.
+fn numberless(answer: &str) -> String {
+    let mut parts = answer.split("/snapshots/");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| {
+        all + "/snapshots/N" + part.trim_start_matches(|digit: char| digit.is_ascii_digit())
+    })
+}
+
+async fn answer_one(snapshots: &Snapshots, call: Call, state: &Path) -> String {
+    let mut snapshots = snapshots.clone();
     let root = state.display().to_string();
     let mounts = |result: Result<Vec<String>, Status>| {
         shown(result.map(|mounts| mounts.join("\n").replace(&root, "ROOT")))
@@ -122,6 +155,8 @@ async fn answer(snapshots: &mut Snapshots, call: Call, state: &Path) -> String {
             shown(listed.map(|all| all.iter().map(info).collect::<Vec<_>>().join("\n")))
         }
         Call::Usage(key) => shown(snapshots.usage(&key).await.map(|usage| format!("{usage:?}"))),
+        Call::Cleanup => shown(snapshots.cleanup().await.map(|()| String::new())),
+        Call::AtOnce(_) => unreachable!("of single calls only"),
     }
 }
 
@@ -142,23 +177,34 @@ fn shown(result: Result<String, Status>) -> String {
 #[test]
 fn every_answer_is_the_one_that_overlayfs_gives() {
     needs_containerd!();
-    let world = World::ordinary();
+    compare(&World::ordinary(), 0x5eed, 600, false);
+}
+
+#[test]
+fn every_answer_of_the_daemon_to_many_at_once_is_the_one_that_overlayfs_gives() {
+    needs_containerd!();
+    compare(&World::of(|_, socket| Node::new(socket, "")), 0xda3, 300, true);
+}
+
+fn compare(world: &World<impl Plugin>, seed: u64, steps: usize, at_once: bool) {
     let theirs_root = world.place().join("containerd/io.containerd.snapshotter.v1.overlayfs");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut ours = Snapshots::connect(&world.socket(), OURS).await;
-        let mut theirs = Snapshots::connect(&world.socket(), THEIRS).await;
-        let seed = 0x5eed;
+        let ours = Snapshots::connect(&world.socket(), OURS).await;
+        let theirs = Snapshots::connect(&world.socket(), THEIRS).await;
         let mut random = Random(seed);
         let mut fine = 0;
-        for step in 0..600 {
-            let call = call(&mut random);
-            let expected = answer(&mut theirs, call.clone(), &theirs_root).await;
-            let found = answer(&mut ours, call.clone(), world.plugin.state()).await;
-            let found = found.replace(OURS, THEIRS);
+        for step in 0..steps {
+            let call = call(&mut random, at_once);
+            let mut expected = answer(&theirs, call.clone(), &theirs_root).await;
+            let found = answer(&ours, call.clone(), world.plugin.state()).await;
+            let mut found = found.replace(OURS, THEIRS);
+            if at_once {
+                (expected, found) = (numberless(&expected), numberless(&found));
+            }
             assert_eq!(found, expected, "seed {seed:#x}, step {step}: {call:?}");
             fine += usize::from(!expected.starts_with(ERROR));
         }
-        assert!(fine > 150, "{fine} requests that were right show little");
+        assert!(fine > steps / 6, "{fine} requests that were right show little");
     });
 }

@@ -25,21 +25,25 @@ const AS_USER: &str = "setpriv --reuid 1000 --clear-groups";
 
 /// containerd with the daemon as its plugin, and a registry behind a line that
 /// counts what both of them fetch.
-struct Lazy {
-    world: World<Node>,
-    line: Line,
-    registry: Registry,
+pub(crate) struct Lazy {
+    pub(crate) world: World<Node>,
+    pub(crate) line: Line,
+    pub(crate) registry: Registry,
 }
 
 impl Lazy {
-    fn new(tags: &[(&str, &[&[u8]])]) -> Self {
+    pub(crate) fn new(tags: &[(&str, &[&[u8]])]) -> Self {
         Self::configured("", tags)
     }
 
     fn configured(more: &str, tags: &[(&str, &[&[u8]])]) -> Self {
+        Self::with(|socket| Node::new(socket, more), tags)
+    }
+
+    pub(crate) fn with(node: impl FnOnce(&Path) -> Node, tags: &[(&str, &[&[u8]])]) -> Self {
         let registry = Registry::start();
         let line = Line::to(registry.address);
-        let mut world = World::of(|_, socket| Node::new(socket, more));
+        let mut world = World::of(|_, socket| node(socket));
         for (tag, streams) in tags {
             add(&mut world.layout, tag, streams);
             registry.push(&world.layout.dir, tag, &format!("test/image:{tag}"));
@@ -48,16 +52,16 @@ impl Lazy {
     }
 
     /// The image's name at the near end of the line.
-    fn image(&self, tag: &str) -> String {
+    pub(crate) fn image(&self, tag: &str) -> String {
         format!("{}/test/image:{tag}", self.line.address)
     }
 
-    fn cri_pull(&self, tag: &str) -> Result<String, tonic::Status> {
+    pub(crate) fn cri_pull(&self, tag: &str) -> Result<String, tonic::Status> {
         let reference = self.image(tag);
         block_on(async { Images::connect(&self.world.socket()).await.pull(&reference).await })
     }
 
-    fn cri_remove(&self, tag: &str) {
+    pub(crate) fn cri_remove(&self, tag: &str) {
         let reference = self.image(tag);
         block_on(async { Images::connect(&self.world.socket()).await.remove(&reference).await })
             .expect("remove");
@@ -65,25 +69,25 @@ impl Lazy {
     }
 
     /// Runs a script in a new container of a CRI image.
-    fn sh(&self, tag: &str, script: &str) -> String {
+    pub(crate) fn sh(&self, tag: &str, script: &str) -> String {
         self.world.sh_in("k8s.io", &self.image(tag), script)
     }
 
     /// What containers have written is off the disk, and nothing was unpacked.
-    fn gone(&self, namespace: &str) {
+    pub(crate) fn gone(&self, namespace: &str) {
         self.world.collect_garbage(namespace);
         self.world.wait_for_directories(0);
     }
 
     /// Committed snapshots, as containerd lists them.
-    fn committed(&self, namespace: &str) -> usize {
+    pub(crate) fn committed(&self, namespace: &str) -> usize {
         let list = ["snapshots", "--snapshotter", OURS, "ls"];
         let listed = run(&mut self.world.ctr_command(namespace, &list));
         listed.matches("Committed").count()
     }
 
     /// Bytes of a kind of blob in containerd's own content store.
-    fn blobs_of_layers(&self, tag: &str) -> u64 {
+    pub(crate) fn blobs_of_layers(&self, tag: &str) -> u64 {
         let blobs = self.world.place().join("containerd/io.containerd.content.v1.content/blobs");
         let manifest = crate::harness::layout::read_manifest(&self.world.layout.dir, tag);
         let layers = manifest["layers"].as_array().expect("layers").iter();
@@ -94,7 +98,7 @@ impl Lazy {
 }
 
 /// A node of its own builds the index and pushes it beside the image.
-fn push_index(registry: &Registry, name: &str) {
+pub(crate) fn push_index(registry: &Registry, name: &str) {
     let builder = Peersync::new();
     let image = format!("{}/{name}", registry.address);
     builder.run(&["index", "build", &image]);
@@ -157,6 +161,12 @@ fn a_cri_pull_of_an_image_that_nobody_has_indexed_is_lazy_too() {
     assert_eq!(lazy.sh("v1", &format!("{AS_USER} /opt/suid-id -u")), "0\n", "setuid holds");
     let secret = lazy.sh("v1", &format!("{AS_USER} /opt/cap-cat /opt/secret"));
     assert_eq!(secret, "only root may read this\n", "capabilities hold");
+    // Copied up, they are still what they were.
+    let copied = format!(
+        "touch -d @1 /opt/suid-id /opt/cap-cat; stat -c %Y:%a /opt/suid-id; \
+         {AS_USER} /opt/suid-id -u; {AS_USER} /opt/cap-cat /opt/secret"
+    );
+    assert_eq!(lazy.sh("v1", &copied), "1:4755\n0\nonly root may read this\n");
 
     // Nobody writes below: what a container changes is gone with it.
     let written = "echo x > /data/a; rm -r /opt; mkdir /opt; ls -A /opt; cat /data/a /data/link";
@@ -292,7 +302,7 @@ fn a_container_that_is_stopped_starts_again_after_a_restart_of_the_daemon() {
 }
 
 /// So many bytes that no compression makes fewer.
-fn incompressible(bytes: usize) -> Vec<u8> {
+pub(crate) fn incompressible(bytes: usize) -> Vec<u8> {
     let mut seed = [0; 32];
     let blocks = bytes.div_ceil(seed.len());
     let chain = std::iter::repeat_with(|| {
@@ -380,7 +390,7 @@ fn two_hundred_snapshots(lazy: &Lazy) {
     assert_eq!(fuse_mounts_below(plugin.tree()), 1);
 }
 
-fn fuse_mounts_below(directory: &Path) -> usize {
+pub(crate) fn fuse_mounts_below(directory: &Path) -> usize {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let point = directory.display().to_string();
     table

@@ -6,10 +6,14 @@ use std::process::Command;
 
 use serde_json::json;
 
+use crate::cri::Images;
 use crate::harness::host::{Host, Reply};
+use crate::harness::layout::read_manifest;
 use crate::harness::run;
-use crate::images::{add, base, extra};
+use crate::images::{add, base, changes, extra};
 use crate::node::Node;
+use crate::ordinary::DATA_AND_DEEP;
+use crate::remote::block_on;
 use crate::world::{OURS, World, needs_containerd};
 
 /// `user:geheimnis`, as it is stored and sent.
@@ -80,4 +84,36 @@ fn an_image_that_only_containerd_can_open_is_its_own_and_a_login_makes_the_next_
     for secret in [STORED, "geheimnis", TOKEN] {
         assert!(!said.contains(secret), "{secret} is in the log");
     }
+}
+
+#[test]
+fn a_layer_that_only_containerd_may_read_stands_on_the_lazy_ones() {
+    needs_containerd!();
+    let mut world = World::of(|_, socket| Node::new(socket, ""));
+    let changes = changes();
+    add(&mut world.layout, "v1", &[base(), &changes]);
+    let manifest = read_manifest(&world.layout.dir, "v1");
+    let upper = manifest["layers"][1]["digest"].as_str().expect("digest").to_owned();
+    let host = Host::serve(&world.layout.dir, move |request, right| {
+        let agent = request.headers.get("user-agent").map_or("", String::as_str);
+        let is_ours = agent.starts_with("peersync/");
+        if is_ours && request.path.ends_with(&upper) { Reply::status(403) } else { right }
+    });
+    let image = host.reference("v1");
+    block_on(async {
+        let mut images = Images::connect(&world.socket()).await;
+        images.pull(&image).await.expect("pull");
+    });
+    assert_eq!(world.directories().len(), 1, "containerd has unpacked the upper one alone");
+    assert_eq!(world.plugin.layers().len(), 1, "the lower one is lazy");
+    assert_eq!(world.sh_in("k8s.io", &image, "ls /data /data/deep"), DATA_AND_DEEP);
+    let as_user = "setpriv --reuid 1000 --clear-groups";
+    let script = format!("{as_user} /opt/suid-id -u; {as_user} /opt/cap-cat /opt/secret");
+    assert_eq!(world.sh_in("k8s.io", &image, &script), "0\nonly root may read this\n");
+    block_on(async {
+        let mut images = Images::connect(&world.socket()).await;
+        images.remove(&image).await.expect("remove");
+    });
+    world.collect_garbage("k8s.io");
+    world.wait_for_directories(0);
 }

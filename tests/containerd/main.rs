@@ -24,6 +24,7 @@ mod node;
 mod ordinary;
 mod parity;
 mod plugin;
+mod power;
 mod remote;
 mod requests;
 mod setup;

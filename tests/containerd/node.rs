@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub(crate) struct Node {
     socket: PathBuf,
     state: PathBuf,
     more: String,
+    budget: Option<u64>,
 }
 
 impl Node {
@@ -34,7 +36,21 @@ impl Node {
         let peersync = Peersync::new();
         let mount = Mount::watch(&peersync.mount_point());
         let state = peersync.store().join("snapshotter");
-        Self { mount, process: None, socket: socket.to_owned(), state, more: more.into(), peersync }
+        Self {
+            mount,
+            process: None,
+            socket: socket.to_owned(),
+            state,
+            more: more.into(),
+            budget: None,
+            peersync,
+        }
+    }
+
+    /// With a store that holds at most so many bytes.
+    pub(crate) fn holding(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
+        self
     }
 
     /// Where its tree is mounted.
@@ -60,7 +76,9 @@ impl Node {
         // All that it has to say: nothing of it may be a secret.
         let config =
             [OsStr::new("-vv"), OsStr::new("--config"), file.as_os_str(), OsStr::new("daemon")];
-        Running::start(&mut self.peersync.command(&config))
+        let mut command = self.peersync.command(&config);
+        command.envs(self.budget.map(|bytes| ("PEERSYNC_STORE_MAX_SIZE", bytes.to_string())));
+        Running::start(&mut command)
     }
 
     /// Ends it as systemd does; gives its status and what it said.
@@ -73,9 +91,21 @@ impl Node {
 
     /// Kills it as a crash would.
     pub(crate) fn crash(&mut self) {
-        let mut process = self.process.take().expect("the daemon runs");
-        kill(Pid::from_raw(process.id()), Signal::SIGKILL).expect("kill");
+        kill(self.pid(), Signal::SIGKILL).expect("kill");
+        self.crashed();
+    }
+
+    /// It was killed: waits for its end.
+    pub(crate) fn crashed(&mut self) {
+        let mut process = self.process.take().expect("the daemon ran");
         assert!(process.wait(LIMIT).is_some());
+    }
+
+    /// What a reboot leaves after a crash: neither mount nor socket.
+    pub(crate) fn crash_with_the_machine(&mut self) {
+        self.crash();
+        umount2(&self.mount.path, MntFlags::MNT_DETACH).expect("the dead mount");
+        fs::remove_file(&self.socket).expect("the old socket");
     }
 
     /// What `peersync layers` tells.

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::api::Snapshots;
 use crate::harness::host::{Host, Reply};
-use crate::harness::layout::{Layout, blob_path, read_manifest};
+use crate::harness::layout::{Compression, Layout, blob_path, read_manifest};
 use crate::harness::peersync::{failure, is_mounted};
 use crate::harness::{needs_mounts, scratch, wait_until};
 use crate::images::{add, extra};
@@ -31,7 +31,7 @@ fn sockets() -> tempfile::TempDir {
 }
 
 /// Runs a test's requests; those that it starts go on while it waits.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(1).enable_all().build().expect("runtime").block_on(future)
 }
@@ -106,8 +106,8 @@ fn an_old_socket_is_replaced_and_one_that_answers_is_not() {
 }
 
 /// A node, and a registry that holds an image and whatever the test holds back.
-struct Asked {
-    node: Node,
+pub(crate) struct Asked {
+    pub(crate) node: Node,
     host: Host,
     layout: Layout,
     held: Arc<Held>,
@@ -148,7 +148,7 @@ impl Drop for Asked {
 }
 
 impl Asked {
-    fn new(streams: &[&[u8]], more: &str) -> Self {
+    pub(crate) fn new(streams: &[&[u8]], more: &str) -> Self {
         let (sockets, place) = (sockets(), scratch());
         let mut layout = Layout::create(&place.path().join("oci"));
         add(&mut layout, "v1", streams);
@@ -170,7 +170,7 @@ impl Asked {
     }
 
     /// Names of the chains, lowest first.
-    fn chains(&self) -> Vec<Digest> {
+    pub(crate) fn chains(&self) -> Vec<Digest> {
         let manifest = read_manifest(&self.layout.dir, "v1");
         let config = manifest["config"]["digest"].as_str().expect("config");
         let config = fs::read(blob_path(&self.layout.dir, config)).expect("config");
@@ -186,7 +186,7 @@ impl Asked {
     }
 
     /// The labels that containerd's CRI plugin sends for a layer.
-    fn labels(&self, layer: usize) -> BTreeMap<String, String> {
+    pub(crate) fn labels(&self, layer: usize) -> BTreeMap<String, String> {
         let layers = self.layers();
         let cri = |name: &str| format!("containerd.io/snapshot/cri.{name}");
         BTreeMap::from([
@@ -201,12 +201,12 @@ impl Asked {
         self.host.requests().iter().any(|request| request.path.ends_with(blob))
     }
 
-    async fn connect(&self) -> Snapshots {
+    pub(crate) async fn connect(&self) -> Snapshots {
         Snapshots::connect(self.node.socket(), "").await
     }
 }
 
-fn three() -> [Vec<u8>; 3] {
+pub(crate) fn three() -> [Vec<u8>; 3] {
     [extra("one", b"1"), extra("two", b"2"), extra("three", b"3")]
 }
 
@@ -268,6 +268,37 @@ fn a_lost_layer_fails_its_own_prepare_only() {
         fs::write(&blob, kept).expect("the blob again");
         let second = s.prepare("k1", &below, asked.labels(1)).await;
         assert_eq!(second.expect_err("remote").code(), Code::AlreadyExists);
+    });
+}
+
+#[test]
+fn a_layer_that_is_not_for_us_is_left_to_containerd_on_top_of_what_is() {
+    needs_mounts!();
+    let [one, two, _] = three();
+    let mut asked = Asked::new(&[&one], "");
+    let (layers, chains) = (asked.layers(), asked.chains());
+    let mut locked = asked.layout.layer(&two, Compression::Gzip);
+    locked.descriptor["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted".into();
+    let open = asked.layout.layer(&one, Compression::Gzip);
+    assert_eq!(open.digest(), layers[0], "the same blob");
+    asked.layout.image_of("v2", &[open, locked.clone()]);
+    block_on(async {
+        let mut s = asked.connect().await;
+        let first = s.prepare("k0", "", asked.labels(0)).await;
+        assert_eq!(first.expect_err("remote").code(), Code::AlreadyExists);
+        let mut labels = asked.labels(0);
+        for (name, value) in [
+            ("snapshot.ref", Digest::of(b"locked").to_string()),
+            ("snapshot/cri.image-ref", asked.host.reference("v2")),
+            ("snapshot/cri.layer-digest", locked.digest().to_owned()),
+            ("snapshot/cri.image-layers", locked.digest().to_owned()),
+        ] {
+            labels.insert(format!("containerd.io/{name}"), value);
+        }
+        let below = chains[0].to_string();
+        let mounts = s.prepare("k1", &below, labels).await.expect("an ordinary snapshot");
+        assert!(mounts[0].starts_with("overlay"), "{mounts:?}");
+        assert!(mounts[0].contains(&chains[0].file_name()), "on the lazy layer: {mounts:?}");
     });
 }
 

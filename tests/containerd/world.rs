@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use peersync::snapshotter::{NoRemoteLayers, RemoteLayers};
 
 use crate::api::Snapshots;
@@ -219,6 +222,11 @@ impl<P: Plugin> World<P> {
     pub(crate) fn restart_plugin(&mut self) {
         self.plugin.stop();
         self.plugin.start();
+        self.wait_for_plugin();
+    }
+
+    /// Waits until containerd reaches a snapshotter that was started again.
+    pub(crate) fn wait_for_plugin(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("runtime");
         let mut snapshots = runtime.block_on(Snapshots::connect(&self.socket(), OURS));
@@ -234,6 +242,41 @@ impl<P: Plugin> World<P> {
         let lease = self.unique("sweep");
         run(&mut self.ctr_command(namespace, &["leases", "create", "--id", &lease]));
         run(&mut self.ctr_command(namespace, &["leases", "rm", "--sync", &lease]));
+    }
+
+    /// The power goes while these containers of a namespace run: they, their shims and
+    /// containerd end at once, and what `/run` holds is gone with all mounts.
+    pub(crate) fn lose_power(&mut self, namespace: &str, containers: &[&str]) {
+        // First: it would clean up after the others.
+        let mut containerd = self.containerd.take().expect("containerd runs");
+        kill(Pid::from_raw(containerd.id()), Signal::SIGKILL).expect("kill");
+        assert!(containerd.wait(START).is_some());
+        let socket = self.socket().display().to_string();
+        let shims: Vec<i32> = processes()
+            .filter(|(_, command, _)| command.contains("shim") && command.contains(&socket))
+            .map(|(id, ..)| id)
+            .collect();
+        assert_eq!(shims.len(), containers.len(), "a shim for each container");
+        let theirs: Vec<i32> =
+            processes().filter(|(.., parent)| shims.contains(parent)).map(|(id, ..)| id).collect();
+        for id in shims.iter().chain(&theirs) {
+            // A child may have gone with its shim.
+            let _ = kill(Pid::from_raw(*id), Signal::SIGKILL);
+        }
+        let are_gone = || processes().all(|(id, ..)| !shims.contains(&id) && !theirs.contains(&id));
+        wait_until("shims and containers are gone", START, are_gone);
+
+        let state = self.sockets.path().join("state");
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        for point in points.filter(|point| point.starts_with(&state)) {
+            umount2(point, MntFlags::MNT_DETACH).expect("unmount");
+        }
+        fs::remove_dir_all(&state).expect("containerd's state");
+        for container in containers {
+            let runc = Path::new("/run/containerd/runc").join(namespace).join(container);
+            fs::remove_dir_all(runc).expect("runc's state");
+        }
     }
 
     fn configure(&self) {
@@ -262,7 +305,7 @@ disabled_plugins = [
         fs::write(self.place().join("containerd.toml"), text).expect("configuration");
     }
 
-    fn start_containerd(&mut self) {
+    pub(crate) fn start_containerd(&mut self) {
         let config = self.place().join("containerd.toml");
         self.containerd = Some(Running::start(Command::new("containerd").arg("-c").arg(config)));
         wait_until("containerd answers", START, || {
@@ -272,8 +315,7 @@ disabled_plugins = [
 
     fn stop_containerd(&mut self) {
         if let Some(mut containerd) = self.containerd.take() {
-            let pid = nix::unistd::Pid::from_raw(containerd.id());
-            nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("signal");
+            kill(Pid::from_raw(containerd.id()), Signal::SIGTERM).expect("signal");
             assert!(containerd.wait(START).is_some(), "containerd does not end");
         }
     }
@@ -283,6 +325,9 @@ impl<P: Plugin> Drop for World<P> {
     fn drop(&mut self) {
         // Containers that a failing test has left; their shims outlive containerd.
         for namespace in ["test", "k8s.io", "other"] {
+            if self.containerd.is_none() {
+                break;
+            }
             let listed = output(&mut self.ctr_command(namespace, &["containers", "ls", "-q"]));
             for name in String::from_utf8_lossy(&listed.stdout).lines() {
                 output(&mut self.ctr_command(namespace, &["task", "rm", "--force", name]));
@@ -292,6 +337,22 @@ impl<P: Plugin> Drop for World<P> {
             self.stop_containerd();
         }
     }
+}
+
+/// All processes: identifier, command line and parent.
+fn processes() -> impl Iterator<Item = (i32, String, i32)> {
+    let entries = fs::read_dir("/proc").expect("processes");
+    entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        // After the name, which is in parentheses and can be anything: state, parent.
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let is_dead = fields.next()? == "Z";
+        let parent = fields.next()?.parse().ok()?;
+        (!is_dead).then(|| (id, String::from_utf8_lossy(&command).into_owned(), parent))
+    })
 }
 
 fn saying_to(output: &str, script: &str) -> String {

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::doctor::{CriConfig, Listener, ProxyPlugin};
+use crate::doctor::{CriConfig, FuseOffer, Listener, ProxyPlugin};
 
 fn settings() -> Settings {
     Settings {
@@ -29,6 +29,7 @@ fn healthy() -> Facts {
         root: true,
         kernel: "6.12.9-amd64".into(),
         fuse: Access::Open,
+        fuse_mount: Some(Ok(FuseOffer { passthrough: true })),
         overlayfs: Some(true),
         disk: Ok(Disk {
             kind: "ext4".into(),
@@ -47,8 +48,10 @@ fn healthy() -> Facts {
                 disable_snapshot_annotations: false,
                 local_pull: false,
             }),
+            address: "/run/containerd/containerd.sock".into(),
         })),
-        listeners: vec![(listener(), ListenerState::InUse)],
+        loaded: Some(Ok(vec!["overlayfs".into(), "peersync".into()])),
+        listeners: vec![(listener(), ListenerState::Ours)],
         now: UNIX_EPOCH + WRITTEN + Duration::from_secs(86_400),
         latest_change: Some(UNIX_EPOCH + WRITTEN),
         clock_synchronised: Some(true),
@@ -95,7 +98,8 @@ fn each_check_finds_what_it_is_for() {
     let cases: &[(&str, Status, Change)] = &[
         ("fuse", Failed, |_, f| f.fuse = Access::Missing),
         ("fuse", Failed, |_, f| f.fuse = Access::Refused("denied".into())),
-        ("fuse", Warning, |_, f| f.root = false),
+        ("fuse", Failed, |_, f| f.fuse_mount = Some(Err("not permitted".into()))),
+        ("fuse", Warning, |_, f| (f.root, f.fuse_mount) = (false, None)),
         ("overlayfs", Failed, |_, f| f.overlayfs = Some(false)),
         ("overlayfs", Skipped, |_, f| f.overlayfs = None),
         ("store", Failed, |_, f| f.disk = Err("no".into())),
@@ -104,6 +108,10 @@ fn each_check_finds_what_it_is_for() {
         ("disk", Warning, |_, f| f.disk.as_mut().unwrap().inodes_free = Some(100)),
         ("disk", Fine, |_, f| f.disk.as_mut().unwrap().inodes_free = None),
         ("disk", Skipped, |_, f| f.disk = Err("no".into())),
+        ("passthrough", Warning, |_, f| {
+            f.fuse_mount = Some(Ok(FuseOffer { passthrough: false }));
+        }),
+        ("passthrough", Fine, |_, f| f.fuse_mount = None),
         ("passthrough", Warning, |_, f| f.kernel = "6.8.0-51-generic".into()),
         ("passthrough", Fine, |_, f| f.kernel = "6.9.0".into()),
         ("passthrough", Warning, |_, f| f.kernel = "4.19.0".into()),
@@ -114,6 +122,16 @@ fn each_check_finds_what_it_is_for() {
         ("containerd-plugin", Failed, |s, _| s.socket = "/elsewhere".into()),
         ("containerd-plugin", Failed, |_, f| cri(f).proxy_plugins.clear()),
         ("containerd-plugin", Skipped, |_, f| f.containerd = None),
+        ("containerd-running", Failed, |_, f| f.loaded = Some(Ok(vec!["overlayfs".into()]))),
+        ("containerd-running", Warning, |_, f| f.loaded = Some(Err("nobody".into()))),
+        ("containerd-running", Skipped, |_, f| f.loaded = None),
+        ("containerd-running", Skipped, |_, f| f.root = false),
+        ("containerd-running", Skipped, |_, f| f.containerd = None),
+        ("containerd-running", Skipped, |_, f| cri(f).proxy_plugins.clear()),
+        ("containerd-plugin", Skipped, |s, _| s.socket = PathBuf::new()),
+        ("snapshot-annotations", Skipped, |s, _| s.socket = PathBuf::new()),
+        ("socket", Skipped, |s, _| s.socket = PathBuf::new()),
+        ("ports", Skipped, |_, f| (f.root, f.listeners[0].1) = (false, ListenerState::InUse)),
         ("containerd-cri", Warning, |_, f| {
             cri(f).cri = Some(CriConfig::default());
         }),
@@ -132,7 +150,8 @@ fn each_check_finds_what_it_is_for() {
         ("clock", Fine, |_, f| f.latest_change = Some(f.now + Duration::from_secs(60))),
         ("clock", Warning, |_, f| f.clock_synchronised = Some(false)),
         ("clock", Fine, |_, f| f.clock_synchronised = None),
-        ("ports", Failed, |_, f| f.socket = SocketState::Missing),
+        ("ports", Failed, |_, f| f.listeners[0].1 = ListenerState::InUse),
+        ("ports", Fine, |_, f| f.listeners[0].1 = ListenerState::Free),
         ("ports", Failed, |_, f| f.listeners[0].1 = ListenerState::Refused("no".into())),
     ];
     for (index, (name, expected, change)) in cases.iter().enumerate() {
