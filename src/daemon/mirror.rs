@@ -93,6 +93,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         rules: Rules { upstream: mirror.upstream.clone(), registries: mirror.registries.clone() },
         registry: registry::Settings { credentials, ..shared },
+        as_node: mirror.logins == Logins::Node,
         swarm: config.believes(IndexOrigin::Swarm),
     }
 }

@@ -12,12 +12,12 @@ use axum::http::header::{
 use super::Mirror;
 use super::answer::{Answer, Asked, Refusal, with_body};
 use super::body;
-use super::flight::{Stage, Wanted};
+use super::flight::{Stage, Wanted, size_of};
 use super::held::Held;
 use super::range::{Part, part};
 use super::request::Repository;
 use super::upstream::ClientLogin;
-use crate::oci::{ImageSource, RegistryClient, RegistryError, SourceError, Trouble};
+use crate::oci::{ImageSource, RegistryClient, SourceError, Trouble};
 use crate::types::Digest;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -56,12 +56,12 @@ impl Mirror {
             }
         }
         if let Some(held) = self.source.held(digest).await {
-            return Ok(self.give(digest, &held, is_head, headers));
+            return Ok(self.give(digest, held, is_head, headers).await);
         }
         if is_head {
             let size = match self.rights.size(digest) {
                 Some(size) => size,
-                None => self.size(&upstream, digest).await.map_err(of_blob)?,
+                None => size_of(&upstream, digest).await.map_err(of_blob)?,
             };
             return Ok(head(StatusCode::OK, digest, size, Body::empty()));
         }
@@ -69,22 +69,43 @@ impl Mirror {
     }
 
     /// Gives what is held.
-    fn give(&self, digest: &Digest, held: &Held, is_head: bool, headers: &HeaderMap) -> Answer {
+    async fn give(
+        &self,
+        digest: &Digest,
+        held: Held,
+        is_head: bool,
+        headers: &HeaderMap,
+    ) -> Answer {
         let length = held.length();
         if is_head {
             return head(StatusCode::OK, digest, length, Body::empty());
         }
-        match wanted_part(headers, digest, length) {
-            Part::Whole => {
-                let bytes = body::held(&self.source, *digest, held.clone(), 0..length);
-                head(StatusCode::OK, digest, length, bytes)
+        let wanted = wanted_part(headers, digest, length);
+        let range = match &wanted {
+            Part::Whole => 0..length,
+            Part::Bytes(range) => range.clone(),
+            Part::Unsatisfiable => return unsatisfiable(digest, length),
+        };
+        let mut file = None;
+        let bytes = match held {
+            Held::Document(bytes) => {
+                Body::from(bytes.slice(range.start as usize..range.end as usize))
             }
-            Part::Bytes(range) => {
-                let bytes = body::held(&self.source, *digest, held.clone(), range.clone());
-                partial(digest, &range, length, bytes)
+            Held::Exact(exact) => {
+                file = self.source.file(digest, &exact).await;
+                match &file {
+                    Some(file) => file.body(range.clone()),
+                    None => body::held(&self.source, *digest, exact, range.clone()),
+                }
             }
-            Part::Unsatisfiable => unsatisfiable(digest, length),
-        }
+        };
+        let mut answer = match wanted {
+            Part::Whole => head(StatusCode::OK, digest, length, bytes),
+            _ => partial(digest, &range, length, bytes),
+        };
+        // The connection has the kernel send it.
+        file.and_then(|file| answer.extensions_mut().insert(file));
+        answer
     }
 
     /// Has the blob fetched, and gives its bytes as they come.
@@ -106,7 +127,7 @@ impl Mirror {
             Stage::Here => {
                 let held = self.source.held(digest).await;
                 let held = held.ok_or_else(|| Refusal::failed("the blob is gone"))?;
-                return Ok(self.give(digest, &held, false, headers));
+                return Ok(self.give(digest, held, false, headers).await);
             }
             Stage::Arriving(arriving) => arriving,
         };
@@ -142,20 +163,11 @@ impl Mirror {
         upstream: &RegistryClient,
         digest: &Digest,
     ) -> Result<(), SourceError> {
-        let asked = self.size(upstream, digest).await;
+        let asked = size_of(upstream, digest).await;
         self.upstreams.note(repository.reference.domain(), &asked);
         self.rights.set_size(*digest, asked?);
         self.rights.add(repository, digest).await;
         Ok(())
-    }
-
-    async fn size(&self, upstream: &RegistryClient, digest: &Digest) -> Result<u64, SourceError> {
-        let opened = upstream.open_blob(digest, Some(0..1)).await?;
-        opened.facts().total.ok_or_else(|| {
-            let problem = "it does not say how long the blob is".to_owned();
-            let (what, host) = (format!("GET blob @{digest}"), opened.from().to_owned());
-            RegistryError::Protocol { what, host, problem }.into()
-        })
     }
 }
 

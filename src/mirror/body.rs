@@ -26,17 +26,16 @@ use crate::types::{Digest, DigestHasher};
 pub(super) const PIECE: u64 = 256 << 10;
 
 /// The bytes of a blob that is held, or of which there is an index.
-pub(super) fn held(source: &Arc<Source>, blob: Digest, held: Held, range: Range<u64>) -> Body {
-    let source = Arc::clone(source);
-    match held {
-        Held::Document(bytes) => Body::from(bytes.slice(range.start as usize..range.end as usize)),
-        Held::Exact(exact) => {
-            let reading = Reading::new(source, blob, exact, range);
-            Body::from_stream(stream::try_unfold(reading, |mut reading| async move {
-                Ok::<_, io::Error>(reading.next().await?.map(|bytes| (bytes, reading)))
-            }))
-        }
-    }
+pub(super) fn held(
+    source: &Arc<Source>,
+    blob: Digest,
+    exact: ExactBlob,
+    range: Range<u64>,
+) -> Body {
+    let reading = Reading::new(Arc::clone(source), blob, exact, range);
+    Body::from_stream(stream::try_unfold(reading, |mut reading| async move {
+        Ok::<_, io::Error>(reading.next().await?.map(|bytes| (bytes, reading)))
+    }))
 }
 
 /// The bytes of a blob that is on its way.
@@ -86,7 +85,7 @@ struct Reading {
 impl Reading {
     fn new(source: Arc<Source>, blob: Digest, exact: ExactBlob, left: Range<u64>) -> Self {
         let whole = left == (0..exact.length());
-        let proof = (whole && !exact.is_proved()).then(DigestHasher::default);
+        let proof = (whole && !source.is_proved(&blob, &exact)).then(DigestHasher::default);
         let stream = exact.object().map(|object| source.reader.open(object, 0..exact.length()));
         Self { source, blob, exact, stream, left, proof }
     }
@@ -109,10 +108,12 @@ impl Reading {
         }
         if self.left.is_empty()
             && let Some(proof) = self.proof.take()
-            && proof.finish() != self.blob
         {
-            error!(blob = %self.blob, "its blocks, by a peer's index, do not make the digest");
-            return Err(io::Error::other("the blob is not what its digest says"));
+            if proof.finish() != self.blob {
+                error!(blob = %self.blob, "its blocks, by a peer's index, do not make the digest");
+                return Err(io::Error::other("the blob is not what its digest says"));
+            }
+            self.source.prove(&self.blob);
         }
         Ok(Some(bytes))
     }

@@ -4,9 +4,8 @@
 //! somebody holds it. The last who lets go cancels what is under way; what came
 //! stays in the staging area for the next.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -16,9 +15,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::answer::{Asked, Refusal};
-use crate::fetch::{Arriving, Engine, ExactPass, LanPass, LanTurn, PassError};
+use crate::fetch::{Arriving, Engine, ExactPass, PassError, Relay, Way};
 use crate::oci::{
-    Artifact, BlobStream, Descriptor, Document, ImageSource, RegistryClient, SourceError, Target,
+    Artifact, BlobStream, Descriptor, Document, ImageSource, RegistryClient, RegistryError,
+    SourceError, Target,
 };
 use crate::store::Store;
 use crate::types::Digest;
@@ -27,11 +27,11 @@ use crate::types::Digest;
 /// an index would take more than they do.
 pub(super) const SMALL: u64 = 256 << 10;
 
-/// A blob that neighbours have begun and not brought is read by this node after so
-/// many of them.
+/// A blob of which neighbours say that they have its index, and don't give it, is
+/// read by this node after so many attempts.
 const TURNS: usize = 4;
-/// Neighbours are told this often that a pass gets further.
-const SAY: Duration = Duration::from_secs(4);
+/// Blobs that are remembered to have come wrong where neighbours had a part in it.
+const DOUBTED_MAX: usize = 1024;
 
 /// How far a flight is.
 #[derive(Clone)]
@@ -92,6 +92,8 @@ pub(super) struct Flights {
     /// Whether members of the swarm are believed.
     swarm: bool,
     flying: Mutex<HashMap<Digest, Weak<Flight>>>,
+    /// Blobs that came wrong, from neighbours or by their fault.
+    doubted: Mutex<HashSet<Digest>>,
 }
 
 /// From where a blob is to come.
@@ -109,12 +111,13 @@ impl Flights {
         pass: ExactPass,
         swarm: bool,
     ) -> Arc<Self> {
-        Arc::new(Self { engine, store, pass, swarm, flying: Mutex::default() })
+        let (flying, doubted) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { engine, store, pass, swarm, flying, doubted })
     }
 
     /// Joins the blob's flight; begins one if there is none.
     pub(super) fn join(self: &Arc<Self>, wanted: Wanted) -> Arc<Flight> {
-        let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flying = lock(&self.flying);
         let over = |flight: &Flight| matches!(*flight.stage.borrow(), Stage::Failed(_));
         if let Some(flight) = flying.get(&wanted.blob).and_then(Weak::upgrade)
             && !over(&flight)
@@ -154,49 +157,91 @@ impl Flights {
         {
             return self.keep_small(blob, bytes).await;
         }
-        let mut turn = None;
-        if self.swarm && size.is_none_or(|size| size >= SMALL) {
-            for _ in 0..TURNS {
-                if self.engine.exact_from_peers(&blob).await {
-                    self.note_origin(&blob, &upstream).await;
-                    return Ok(());
-                }
-                // One of the LAN reads it from outside.
-                if let LanTurn::Mine(pass) = self.engine.lan_turn(&blob).await {
-                    turn = Some(pass);
-                    break;
-                }
-            }
+        let together = self.swarm && !lock(&self.doubted).contains(&blob);
+        if together
+            && size.is_none_or(|size| size >= SMALL)
+            && self.engine.exact_from_peers(&blob).await
+        {
+            self.note_origin(&blob, &upstream).await;
+            return Ok(());
         }
-        let opened = upstream.open_blob(&blob, None).await.map_err(Failure::Source)?;
-        let Some(total) = opened.facts().total else {
-            return Err(Failure::Other("the registry does not say how long the blob is".into()));
+        let size = match size {
+            Some(size) => size,
+            None => size_of(&upstream, &blob).await.map_err(Failure::Source)?,
         };
-        if size.is_some_and(|size| size != total) {
-            return Err(Failure::Other(format!(
-                "blob {blob}: the registry has {total} bytes, the manifest says otherwise"
-            )));
-        }
-        if total < SMALL {
-            let bytes = collect(opened, total).await?;
+        if size < SMALL {
+            let bytes = collect(open(&upstream, &blob, size).await?, size).await?;
             if Digest::of(&bytes) != blob {
                 return Err(Failure::Other(format!("blob {blob}: what came has another digest")));
             }
             return self.keep_small(blob, bytes).await;
         }
-        let arriving = Arc::new(Arriving::new(total));
+        let relay = if together { self.engine.relay_exact(&blob, size) } else { None };
+        let mut way = Way::Beyond;
+        for relay in relay.iter().cycle().take(TURNS) {
+            way = relay.way().await;
+            if way != Way::Indexed {
+                break;
+            }
+            if self.engine.exact_from_peers(&blob).await {
+                relay.done();
+                self.note_origin(&blob, &upstream).await;
+                return Ok(());
+            }
+        }
+        // Where it comes from beyond the LAN, clients hear how that is answered.
+        let first = match way {
+            Way::HandedOn => None,
+            Way::Beyond | Way::Indexed => Some(open(&upstream, &blob, size).await?),
+        };
+        let arriving = Arc::new(Arriving::new(size));
         stage.send_replace(Stage::Arriving(Arc::clone(&arriving)));
-        let first = Mutex::new(Some(opened));
-        let source: Arc<dyn ImageSource> = Arc::new(Opened { first, rest: upstream.clone() });
-        let run = self.pass.run(&blob, &source, &arriving);
-        let run = saying_so(turn.as_ref(), arriving.received(), run);
-        run.await.map_err(|error| match error {
-            PassError::Source(error) => Failure::Source(error),
-            PassError::Store(message) => Failure::Store(message),
-            error => Failure::Other(error.to_string()),
-        })?;
+        let source: Arc<dyn ImageSource> =
+            Arc::new(Opened { first: Mutex::new(first), rest: upstream.clone() });
+        self.pass_over(&blob, source, &arriving, relay).await?;
         self.note_origin(&blob, &upstream).await;
         Ok(())
+    }
+
+    /// Reads the blob to its end, in turn with the neighbours.
+    async fn pass_over(
+        &self,
+        blob: &Digest,
+        source: Arc<dyn ImageSource>,
+        arriving: &Arc<Arriving>,
+        relay: Option<Arc<Relay>>,
+    ) -> Result<(), Failure> {
+        let passed = match &relay {
+            None => self.pass.run(blob, &source, arriving).await,
+            Some(relay) => {
+                relay.hand_on(self.pass.pieces(arriving));
+                let source = relay.source(&source);
+                telling(relay, arriving, self.pass.run(blob, &source, arriving)).await
+            }
+        };
+        match passed {
+            Ok(()) => {
+                if let Some(relay) = relay {
+                    relay.tell(0..arriving.pieces());
+                    relay.done();
+                }
+                Ok(())
+            }
+            Err(PassError::Source(error)) => Err(Failure::Source(error)),
+            Err(PassError::Store(message)) => Err(Failure::Store(message)),
+            Err(error) => {
+                // Clients have some of it: it can't be begun anew for them.
+                if relay.is_some_and(|relay| relay.relayed() > 0) {
+                    warn!(%blob, "some of it came from neighbours: it is read without them next");
+                    let mut doubted = lock(&self.doubted);
+                    if doubted.len() >= DOUBTED_MAX {
+                        doubted.clear();
+                    }
+                    doubted.insert(*blob);
+                }
+                Err(Failure::Other(error.to_string()))
+            }
+        }
     }
 
     async fn keep_small(&self, blob: Digest, bytes: Bytes) -> Result<(), Failure> {
@@ -221,26 +266,50 @@ impl Flights {
     }
 }
 
-/// Runs a pass, and has the neighbours know that it gets further.
-async fn saying_so<T>(
-    turn: Option<&LanPass>,
-    mut received: watch::Receiver<u64>,
-    pass: impl Future<Output = T>,
-) -> T {
+/// Runs a pass, and tells the neighbours of what has come.
+async fn telling<T>(relay: &Relay, arriving: &Arriving, pass: impl Future<Output = T>) -> T {
+    let (mut received, mut told) = (arriving.received(), 0);
     let mut pass = std::pin::pin!(pass);
     loop {
         tokio::select! {
             done = &mut pass => return done,
-            () = tokio::time::sleep(SAY) => {
-                if let Some(turn) = turn
-                    && received.has_changed().unwrap_or(false)
-                {
-                    received.mark_unchanged();
-                    turn.progress();
+            _ = received.changed() => {
+                let pieces = arriving.pieces();
+                if pieces > told {
+                    relay.tell(told..pieces);
+                    told = pieces;
                 }
             }
         }
     }
+}
+
+/// The blob from upstream, which has to be of that size.
+async fn open(upstream: &RegistryClient, blob: &Digest, size: u64) -> Result<BlobStream, Failure> {
+    let opened = upstream.open_blob(blob, None).await.map_err(Failure::Source)?;
+    match opened.facts().total {
+        Some(total) if total == size => Ok(opened),
+        Some(total) => Err(Failure::Other(format!(
+            "blob {blob}: the registry has {total} bytes, the manifest says otherwise"
+        ))),
+        None => Err(Failure::Other("the registry does not say how long the blob is".into())),
+    }
+}
+
+/// How long a blob is, as its registry says.
+pub(super) async fn size_of(upstream: &RegistryClient, blob: &Digest) -> Result<u64, SourceError> {
+    // One without bytes has no first one.
+    let first = (*blob != Digest::of(&[])).then_some(0..1);
+    let opened = upstream.open_blob(blob, first).await?;
+    opened.facts().total.ok_or_else(|| {
+        let problem = "it does not say how long the blob is".to_owned();
+        let (what, host) = (format!("GET blob @{blob}"), opened.from().to_owned());
+        RegistryError::Protocol { what, host, problem }.into()
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All of a small stream.
@@ -286,7 +355,7 @@ impl ImageSource for Opened {
         digest: &'a Digest,
         range: Option<std::ops::Range<u64>>,
     ) -> BoxFuture<'a, Result<BlobStream, SourceError>> {
-        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let first = lock(&self.first).take();
         match first {
             Some(first) if range.as_ref().is_none_or(|range| range.start == 0) => {
                 Box::pin(async move { Ok(first) })

@@ -1,14 +1,19 @@
 //! What this node has of blobs, and how it is read.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tracing::warn;
 
+use super::sendfile::Mapped;
 use crate::blocks::{BlockReader, ReadError, ReadRequest};
 use crate::fetch::{Engine, ExactBlob};
 use crate::store::Store;
 use crate::types::Digest;
+
+/// Blobs by peers' indexes that are remembered to be what they should.
+const PROVED_MAX: usize = 16 << 10;
 
 /// A blob that this node can serve.
 #[derive(Clone)]
@@ -33,9 +38,47 @@ pub(super) struct Source {
     pub(super) store: Arc<Store>,
     pub(super) engine: Arc<Engine>,
     pub(super) reader: Arc<dyn BlockReader>,
+    /// Blobs by peers' indexes that were given whole and had the right digest.
+    proved: Mutex<HashSet<Digest>>,
 }
 
 impl Source {
+    pub(super) fn new(
+        store: Arc<Store>,
+        engine: Arc<Engine>,
+        reader: Arc<dyn BlockReader>,
+    ) -> Self {
+        Self { store, engine, reader, proved: Mutex::default() }
+    }
+
+    /// Whether the blob's bytes are known to make its digest.
+    pub(super) fn is_proved(&self, blob: &Digest, exact: &ExactBlob) -> bool {
+        exact.is_proved() || self.proved().contains(blob)
+    }
+
+    /// All of the blob's bytes have been seen to make its digest.
+    pub(super) fn prove(&self, blob: &Digest) {
+        let mut proved = self.proved();
+        if proved.len() >= PROVED_MAX {
+            proved.clear();
+        }
+        proved.insert(*blob);
+    }
+
+    /// The file that has the whole blob, if all of it is here and verified.
+    pub(super) async fn file(&self, blob: &Digest, exact: &ExactBlob) -> Option<Arc<Mapped>> {
+        if !self.is_proved(blob, exact) {
+            return None;
+        }
+        let (reader, object, length) = (Arc::clone(&self.reader), *exact.object()?, exact.length());
+        let mapped = tokio::task::spawn_blocking(move || {
+            Mapped::of(reader.backing_file(&object)?, length)
+                .inspect_err(|error| warn!(%object, "its file can't be sent: {error}"))
+                .ok()
+        });
+        mapped.await.ok()?
+    }
+
     /// What there is of a blob.
     pub(super) async fn held(&self, blob: &Digest) -> Option<Held> {
         match self.engine.exact(*blob).await {
@@ -74,5 +117,9 @@ impl Source {
             },
             Err(_) => Err(ReadError::Closed),
         }
+    }
+
+    fn proved(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -23,6 +23,7 @@ mod manifests;
 pub mod range;
 pub mod request;
 mod rights;
+mod sendfile;
 mod tags;
 mod upstream;
 
@@ -74,6 +75,8 @@ pub struct Settings {
     pub rules: Rules,
     /// How it deals with them; the credentials are those that all clients share.
     pub registry: registry::Settings,
+    /// Whether those are the node's own.
+    pub as_node: bool,
     /// Whether members of the swarm are believed.
     pub swarm: bool,
 }
@@ -96,10 +99,11 @@ impl Mirror {
     pub fn new(parts: Parts, settings: Settings) -> Arc<Self> {
         let Parts { store, engine, reader, pass, counters } = parts;
         let dir: &Path = store.path();
-        let tags = Arc::new(Tags::open(&dir.join(DIR).join("tags")));
+        let kept = if settings.as_node { "tags-as-node" } else { "tags" };
+        let tags = Arc::new(Tags::open(&dir.join(DIR).join(kept)));
         let flights = Flights::new(Arc::clone(&engine), Arc::clone(&store), pass, settings.swarm);
-        let rights = Rights::new(Arc::clone(&store));
-        let source = Source { store, engine: Arc::clone(&engine), reader };
+        let rights = Rights::new(Arc::clone(&store), settings.as_node);
+        let source = Source::new(store, Arc::clone(&engine), reader);
         Arc::new(Self {
             rules: settings.rules,
             source: Arc::new(source),

@@ -3,7 +3,8 @@
 //! Content is held once, whichever repository it came from; a client gets it as
 //! part of a repository that it may read. That a blob belongs to a repository is
 //! known from the repository's manifests, or from its registry, and is remembered
-//! in the store as one more place that has it.
+//! in the store, besides the places that have it: what was learnt with the node's
+//! own logins does not count where clients are to have what anybody may have.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,12 +23,14 @@ const SIZES_MAX: usize = 64 << 10;
 /// What manifests say.
 pub(super) struct Rights {
     store: Arc<Store>,
+    /// Whether registries are asked with the node's logins.
+    as_node: bool,
     sizes: Mutex<HashMap<Digest, u64>>,
 }
 
 impl Rights {
-    pub(super) fn new(store: Arc<Store>) -> Arc<Self> {
-        Arc::new(Self { store, sizes: Mutex::default() })
+    pub(super) fn new(store: Arc<Store>, as_node: bool) -> Arc<Self> {
+        Arc::new(Self { store, as_node, sizes: Mutex::default() })
     }
 
     /// Whether the repository is known to have this.
@@ -83,7 +86,7 @@ impl Rights {
     }
 
     fn is_origin(&self, name: &str, digest: &Digest) -> bool {
-        match self.store.origins(&exact_name(digest)) {
+        match self.store.origins(&self.key(digest)) {
             Ok(origins) => origins.iter().any(|origin| origin == name),
             Err(error) => {
                 warn!(%digest, "where it came from can't be read: {error}");
@@ -93,10 +96,19 @@ impl Rights {
     }
 
     fn note(&self, name: &str, digest: &Digest) {
-        if !self.is_origin(name, digest)
-            && let Err(error) = self.store.add_origin(&exact_name(digest), name)
-        {
-            warn!(%digest, "where it came from is not kept: {error}");
+        if self.is_origin(name, digest) {
+            return;
         }
+        for key in [exact_name(digest), self.key(digest)] {
+            if let Err(error) = self.store.add_origin(&key, name) {
+                warn!(%digest, "where it came from is not kept: {error}");
+            }
+        }
+    }
+
+    /// Under which the repositories are kept.
+    fn key(&self, digest: &Digest) -> Digest {
+        let whom = if self.as_node { "node" } else { "anybody" };
+        Digest::of(format!("peersync mirror, seen as {whom}\n{digest}").as_bytes())
     }
 }

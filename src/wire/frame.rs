@@ -78,8 +78,6 @@ pub enum Kind {
     Busy = 0x35,
     /// The request is answered.
     End = 0x36,
-    /// The sender brings a blob's exact bytes into its LAN.
-    Bringing = 0x60,
 }
 
 impl Kind {
@@ -112,7 +110,6 @@ impl Kind {
             0x34 => Self::NotHave,
             0x35 => Self::Busy,
             0x36 => Self::End,
-            0x60 => Self::Bringing,
             _ => return None,
         })
     }

@@ -84,13 +84,6 @@ pub enum Message {
         /// numbers of [`PASS_PIECE`] bytes.
         pieces: Range<u32>,
     },
-    /// The sender brings a blob's exact bytes into its LAN, or no more.
-    Bringing {
-        /// The name of the exact blob.
-        name: Digest,
-        /// Whether it still does.
-        on: bool,
-    },
     /// About trackers.
     Control(Control),
     /// Asks for content.
@@ -313,7 +306,6 @@ impl Message {
             Self::Ask { .. } => Kind::Ask,
             Self::Layers { .. } => Kind::Layers,
             Self::Passed { .. } => Kind::Passed,
-            Self::Bringing { .. } => Kind::Bringing,
             Self::Control(control) => control.kind(),
             Self::Request(_) => Kind::Request,
             Self::Cancel(_) => Kind::Cancel,
@@ -384,10 +376,6 @@ impl Message {
                 out.extend(pieces.start.to_le_bytes());
                 out.extend(pieces.end.to_le_bytes());
             }
-            Self::Bringing { name, on } => {
-                out.extend(name.as_bytes());
-                out.push(u8::from(*on));
-            }
             Self::Control(control) => control.encode(out),
             Self::Request(request) => request.encode(out),
             Self::Cancel(request) => out.extend(request.to_le_bytes()),
@@ -457,7 +445,6 @@ impl Message {
                 }
                 Self::Passed { blob, stage, pieces }
             }
-            Kind::Bringing => Self::Bringing { name: r.digest()?, on: r.flag()? },
             Kind::Request => Self::Request(Request::decode(r)?),
             Kind::Cancel => Self::Cancel(r.u64()?),
             Kind::Head => Self::Head(Head::decode(r)?),

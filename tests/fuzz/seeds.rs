@@ -122,7 +122,6 @@ fn messages() {
         Message::Ask { object, index: 7 },
         Message::Layers { full: true, number: 0, layers: vec![LayerNews::nothing(blob)] },
         Message::Passed { blob, stage: Stage::Leads, pieces: 1..9 },
-        Message::Bringing { name: blob, on: true },
         Message::Head(head),
         Message::NotHave { request: 1, first: 3, count: 2 },
         Message::Busy { request: 1, retry_ms: 50 },

@@ -248,3 +248,24 @@ fn a_mount_and_the_mirror_share_the_bytes_of_a_model() {
     assert!(crossed < 8_000, "{crossed} bytes came again");
     assert_eq!(node.stored(), stored, "nothing is stored twice");
 }
+
+#[test]
+fn of_a_layer_that_is_mounted_clients_get_the_compressed_bytes() {
+    needs_mounts!();
+    let world = World::new(1 << 20);
+    let node = Node::start(&world.upstream());
+    node.peersync.run(&["pull", &format!("{}/test/image:v1", world.upstream())]);
+    assert_eq!(crate::http::get(node.mirror, "/v2/test/image/manifests/v1", &[]).status(), 200);
+    // Its content is here, and its bytes are not: they come, and stay.
+    for layer in &world.layers {
+        let size = world.blob(layer).len() as u64;
+        for expected in [size, 0] {
+            let mut reply = None;
+            let came = crossed(&world, || {
+                reply = Some(crate::http::get(node.mirror, &crate::node::blob(layer), &[]));
+            });
+            assert!(reply.expect("an answer").body == world.blob(layer));
+            assert!((expected..=expected + 4_000).contains(&came), "{came} for {expected}");
+        }
+    }
+}

@@ -171,13 +171,19 @@ fn a_clients_own_access_is_passed_through_and_not_kept() {
     assert!(node.stored() < 1 << 20, "{} bytes are kept", node.stored());
 
     // With the node's own logins, if that is what its operator wants.
-    let node = Node::with(&host.address.to_string(), "logins = 'node'", "");
+    let mut node = Node::with(&host.address.to_string(), "logins = 'node'", "");
     let docker = node.peersync.path("docker");
     std::fs::create_dir_all(&docker).expect("directory");
     let auth = serde_json::json!({"auths": {host.address.to_string(): {"auth": "dXNlcjpwYXNz"}}});
     std::fs::write(docker.join("config.json"), auth.to_string()).expect("login");
     assert_eq!(get(node.mirror, image, &[]).status(), 200);
     assert!(get(node.mirror, &blob(layer), &[]).body == world.blob(layer));
+    // If he does not want it any more, it is here and nobody's who can't have it.
+    node.reconfigure("logins = 'node'", "logins = 'client'");
+    for target in [image, &by_digest, &blob(layer)] {
+        assert_eq!(get(node.mirror, target, &[]).status(), 401, "{target}");
+    }
+    assert!(get(node.mirror, &blob(layer), &login).body == world.blob(layer));
 }
 
 #[test]

@@ -10,8 +10,12 @@ mod harness;
 mod http;
 mod node;
 
+mod budget;
 mod clients;
+mod conformance;
+mod docker;
 mod faults;
+mod hostile;
 mod peers;
 mod protocol;
 mod together;

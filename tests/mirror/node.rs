@@ -39,12 +39,21 @@ impl Node {
         let config = format!(
             "[store]\npath = {:?}\n[mount]\npath = {point:?}\n[snapshotter]\nsocket = ''\n\
              [mirror]\nlisten = '{mirror}'\nupstream = '{upstream}'\n{mirror_keys}\n\
-             [registry]\nhosts_dir = '/nonexistent'\n{more}",
-            peersync.store()
+             [registry]\nhosts_dir = {:?}\n{more}",
+            peersync.store(),
+            // It is not there unless a test makes it.
+            peersync.path("hosts"),
         );
         let mut node = Self { mount, daemon: None, peersync, config, mirror, listen };
         node.restart();
         node
+    }
+
+    /// Has it begin anew with one thing in its configuration in another's place.
+    pub(crate) fn reconfigure(&mut self, from: &str, to: &str) {
+        assert!(self.config.contains(from));
+        self.config = self.config.replace(from, to);
+        self.restart();
     }
 
     /// Ends the daemon as systemd does, and starts it again.
@@ -60,6 +69,14 @@ impl Node {
         if let Some(daemon) = self.daemon.take() {
             assert_eq!(daemon.stop(), Some(0), "the daemon ends well");
         }
+    }
+
+    /// Largest resident memory of the process so far, in KiB.
+    pub(crate) fn peak(&self) -> u64 {
+        let owner = self.peersync.owner().expect("the daemon");
+        let status = std::fs::read_to_string(format!("/proc/{owner}/status")).expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse().expect("kB")
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {

@@ -112,6 +112,27 @@ fn what_is_not_there_or_not_allowed_is_said_as_the_specification_has_it() {
 }
 
 #[test]
+fn a_blob_without_bytes_is_one() {
+    needs_mounts!();
+    let mut world = World::new(1);
+    world.layout.artifact("empty", &[("nothing", &b""[..]), ("something", &b"x"[..])]);
+    let registry = world.registry.as_ref().expect("there");
+    registry.push(&world.layout.dir, "empty", "test/image:empty");
+    let node = Node::start(&world.upstream());
+    let empty = blob(&digest(b""));
+    // Asked for before its manifest, and when it is here.
+    for _ in 0..2 {
+        let head = head(node.mirror, &empty);
+        assert_eq!((head.status, head.length()), (200, 0));
+        let reply = get(node.mirror, &empty, &[]);
+        assert_eq!((reply.status(), reply.body.len()), (200, 0));
+        let none = get(node.mirror, &empty, &[("Range", "bytes=0-")]);
+        assert_eq!((none.status(), none.head.header("content-range")), (416, "bytes */0"));
+    }
+    assert_eq!(get(node.mirror, &blob(&digest(b"x")), &[]).body, b"x");
+}
+
+#[test]
 fn ranges_in_every_form() {
     needs_mounts!();
     let world = World::new(2 << 20);

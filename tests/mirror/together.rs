@@ -1,6 +1,5 @@
 //! Many clients at once, clients that go away, and clients that are slow.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,11 +41,7 @@ fn many_clients_share_one_fetch_and_memory_stays_small() {
         assert!(crossed < size + size / 50, "{clients} clients: {crossed} for {size} bytes");
     }
     // Of the process, its largest so far: the shared pages of files left out.
-    let owner = node.peersync.owner().expect("the daemon");
-    let status = fs::read_to_string(format!("/proc/{owner}/status")).expect("status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak: u64 =
-        peak.and_then(|l| l.trim().strip_suffix(" kB")).expect("VmHWM").parse().expect("kB");
+    let peak = node.peak();
     assert!(peak < 150 << 10, "{peak} KiB at most");
 }
 

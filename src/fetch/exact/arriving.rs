@@ -6,12 +6,15 @@
 //! many read and however slowly.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::store::{Staging, Stream};
+use crate::types::ObjectId;
+use crate::wire::PASS_PIECE;
 
 /// The one stream of a blob that is one file.
 pub(super) const STREAM: Stream = Stream::File(0);
@@ -23,6 +26,7 @@ pub struct Arriving {
     staging: RwLock<Option<Staging>>,
     tail: Mutex<VecDeque<(u64, Bytes)>>,
     received: watch::Sender<u64>,
+    object: OnceLock<ObjectId>,
 }
 
 impl Arriving {
@@ -33,6 +37,7 @@ impl Arriving {
             staging: RwLock::default(),
             tail: Mutex::default(),
             received: watch::Sender::new(0),
+            object: OnceLock::new(),
         }
     }
 
@@ -44,6 +49,17 @@ impl Arriving {
     /// Bytes from the start that can be read; changes as more come.
     pub fn received(&self) -> watch::Receiver<u64> {
         self.received.subscribe()
+    }
+
+    /// Pieces from the start that have come whole.
+    pub fn pieces(&self) -> u32 {
+        let received = *self.received.borrow();
+        let pieces = if received == self.size {
+            received.div_ceil(PASS_PIECE)
+        } else {
+            received / PASS_PIECE
+        };
+        u32::try_from(pieces).unwrap_or(u32::MAX)
     }
 
     /// Bytes at `position` that are in memory still: those that came last.
@@ -67,6 +83,35 @@ impl Arriving {
         let read = staging.read(STREAM, position, &mut bytes).map_err(|e| e.to_string())?;
         bytes.truncate(read);
         Ok(Some(bytes.into()))
+    }
+
+    /// A stretch that has come, from memory or disk. May block. `None` once the pass
+    /// has ended.
+    pub(super) fn stretch(&self, range: Range<u64>) -> Result<Option<Bytes>, String> {
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        let mut position = range.start;
+        while position < range.end {
+            let rest = (range.end - position) as usize;
+            let part = match self.latest(position) {
+                Some(part) => Some(part),
+                None => self.read(position, rest)?.filter(|part| !part.is_empty()),
+            };
+            let Some(part) = part else { return Ok(None) };
+            let part = &part[..part.len().min(rest)];
+            bytes.extend_from_slice(part);
+            position += part.len() as u64;
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    /// The object that the blob has become.
+    pub(super) fn object(&self) -> Option<ObjectId> {
+        self.object.get().copied()
+    }
+
+    /// The blob is an object now.
+    pub(super) fn became(&self, object: ObjectId) {
+        let _ = self.object.set(object);
     }
 
     /// The pass begins, or goes on after the first `staged` bytes.

@@ -12,6 +12,7 @@
 
 mod arriving;
 mod pass;
+mod pieces;
 
 use std::sync::Arc;
 

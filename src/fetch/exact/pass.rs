@@ -2,7 +2,7 @@
 //! blocks and staged as it comes, and readable at the same time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -10,9 +10,11 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::arriving::{Arriving, STREAM};
+use super::pieces::Passing;
 use super::{PATH, exact_name};
 use crate::fetch::build::PassError;
 use crate::fetch::install::{IndexParts, InstallError, install};
+use crate::fetch::relay::Pieces;
 use crate::layer::build::{
     BuildError, BuildObject, BuiltLayer, Expected, LayerBuilder, Replay, Sink, SinkError,
 };
@@ -22,7 +24,7 @@ use crate::layer::skeleton::SkeletonWriter;
 use crate::oci::{ImageSource, ResumingBlob, RetryPolicy};
 use crate::store::{IndexOrigin, StageError, Staging, Store};
 use crate::telemetry::Counters;
-use crate::types::{BlockHash, Digest, ObjectSpec, VerifiedBlock};
+use crate::types::{BlockHash, Digest, ObjectId, ObjectSpec, VerifiedBlock};
 
 /// Chunks on their way from the network to the disk.
 const QUEUE: usize = 8;
@@ -47,6 +49,11 @@ impl ExactPass {
     /// Passes into `store`; indexes are signed with `key`.
     pub fn new(store: Arc<Store>, counters: Arc<Counters>, key: SigningKey) -> Self {
         Self { store, counters, key }
+    }
+
+    /// What a pass that `arriving` shows can hand on.
+    pub fn pieces(&self, arriving: &Arc<Arriving>) -> Arc<dyn Pieces> {
+        Arc::new(Passing { arriving: Arc::clone(arriving), store: Arc::clone(&self.store) })
     }
 
     /// Reads the blob once from `source`; `arriving` shows what has come. When this
@@ -84,7 +91,13 @@ impl ExactPass {
         let (store, key, blob) = (Arc::clone(&self.store), self.key.clone(), *blob);
         let shown = Arc::clone(arriving);
         let end = move || {
-            let ended = shown.end(|staging| keep(&store, &key, &blob, staging, built));
+            let ended = shown.end(|staging| {
+                let object = keep(&store, &key, &blob, staging, built)?;
+                if let Some(object) = object {
+                    shown.became(object);
+                }
+                Ok::<_, PassError>(())
+            });
             ended.unwrap_or(Err(PassError::Closed))
         };
         tokio::task::spawn_blocking(end).await.map_err(|_| PassError::Closed)?
@@ -120,7 +133,9 @@ impl ExactPass {
         let (policy, size) = (RetryPolicy::default(), arriving.size());
         let mut bytes = ResumingBlob::new(Arc::clone(source), *blob, size, range, policy, seed);
         while let Some(chunk) = bytes.next().await? {
-            self.counters.bytes_registry.add(chunk.len() as u64);
+            if !source.counts() {
+                self.counters.bytes_registry.add(chunk.len() as u64);
+            }
             // In the queue first: the tail is bounded by what the queue takes.
             let Ok(place) = chunks.reserve().await else { return Ok(()) };
             arriving.push(chunk.clone());
@@ -234,7 +249,7 @@ fn keep(
     blob: &Digest,
     staging: Staging,
     made: BuiltLayer,
-) -> Result<(), PassError> {
+) -> Result<Option<ObjectId>, PassError> {
     let failed = |error: &dyn std::fmt::Display| PassError::Store(error.to_string());
     let corrupt = |reason: String| PassError::Corrupt { layer: *blob, reason };
     if made.diff_id != *blob {
@@ -263,13 +278,21 @@ fn keep(
     };
     let root = LayerRoot::sign(body, key).map_err(|e| corrupt(e.to_string()))?;
     let content = made.files.first().and_then(|n| made.objects.get(*n as usize));
+    let mut object = None;
     if let Some(spec) = content.filter(|spec| spec.length() > 0) {
-        staging.promote(&[(STREAM, spec.clone())]).map_err(|e| failed(&e))?;
+        let promoted = staging.promote(&[(STREAM, spec.clone())]).map_err(|e| failed(&e))?;
+        object = promoted.first().copied();
+        store.note_used(&spec.id(), unix_time());
     }
     install(store, &root, parts, IndexOrigin::Own, Vec::new()).map_err(|error| match error {
         InstallError::Invalid { reason, .. } => corrupt(reason),
         InstallError::Store(message) => PassError::Store(message),
     })?;
     store.sync().map_err(|e| failed(&e))?;
-    staging.discard().map_err(|e| failed(&e))
+    staging.discard().map_err(|e| failed(&e))?;
+    Ok(object)
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

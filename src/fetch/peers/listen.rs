@@ -187,8 +187,6 @@ impl Peer {
             ledger: Ledger::default(),
             answered: std::collections::HashSet::new(),
             holds: std::collections::HashSet::new(),
-            wants: std::collections::HashSet::new(),
-            passes: std::collections::HashMap::new(),
             opening: 0,
             wrong: 0,
             since: std::time::Instant::now(),

@@ -6,8 +6,7 @@
 //! - `question` asks what the scheduler has no part in, and `index` gets indexes
 //!   and documents so;
 //! - `relay` has one neighbour read what has no index, and hands it on;
-//! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
-//!   reads a whole blob for the mirror;
+//! - `news` says and hears who holds, wants and gets what;
 //! - `control` is the seam to the node's part in the swarm: trackers, discovery;
 //! - `find` has holders of a layer searched for whom there is no tunnel to;
 //! - `dial` keeps connections to addresses that were given.
@@ -23,7 +22,6 @@ mod find;
 mod index;
 mod listen;
 mod news;
-mod passes;
 mod question;
 mod relay;
 
@@ -35,7 +33,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub use self::find::Finder;
-pub use self::passes::{LanPass, LanTurn};
 
 use self::ask::{Asked, Assemblies};
 use self::control::Findings;
@@ -51,7 +48,7 @@ use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId}
 use crate::types::{Digest, PeerId};
 use crate::wire::{Home, Journal, Ledger, Zone};
 
-pub use relay::Relay;
+pub use relay::{Relay, Way};
 
 /// Tunnels are pinged this often, so that their round trips are known.
 const PING: Duration = Duration::from_secs(5);
@@ -73,8 +70,6 @@ pub(super) struct Net {
     homes: Vec<Home>,
     /// Homes that this node told its neighbours it wants.
     announced: HashSet<Home>,
-    /// Exact blobs that this node is at, for its LAN.
-    passing: HashSet<Digest>,
     lookups: HashMap<Home, LookUp>,
     findings: Findings,
     /// Layers whose holders are searched for.
@@ -109,10 +104,6 @@ struct Peer {
     answered: HashSet<Home>,
     /// Homes of which it holds something.
     holds: HashSet<Home>,
-    /// Layers that it wants.
-    wants: HashSet<Digest>,
-    /// Exact blobs that it is at, and when it last said so.
-    passes: HashMap<Digest, Instant>,
     opening: usize,
     /// Blocks that were not what they should be.
     wrong: u32,
@@ -169,7 +160,6 @@ impl Engine {
             heard: Heard::default(),
             homes: Vec::new(),
             announced: HashSet::new(),
-            passing: HashSet::new(),
             lookups: HashMap::new(),
             findings: Findings::default(),
             searches: Searches::default(),
@@ -214,13 +204,6 @@ impl Engine {
             .collect();
         peers.sort_by_key(|peer| (peer.near == Near::Remote, peer.id));
         peers
-    }
-}
-
-impl Peer {
-    /// Whether it is in this node's LAN, and can be talked to.
-    fn is_neighbour(&self) -> bool {
-        self.near == Near::Lan && self.news.is_some()
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::passes::pass;
 use super::{Net, from_wire};
 use crate::fetch::driver::State;
 use crate::fetch::engine::Inner;
@@ -65,17 +64,8 @@ impl Inner {
             }
             Message::Have(have) => self.on_have(peer, tunnel, have),
             Message::Wants { home, on } => {
-                let mut state = self.state();
-                if let Some(net) = state.net.as_mut() {
-                    net.note_wish(&peer, &home, on);
-                }
                 let home = from_wire(&home);
-                self.tell(&mut state, Event::Wants { peer, home, on });
-            }
-            Message::Bringing { name, on } => {
-                if let Some(net) = self.state().net.as_mut() {
-                    net.note_pass(&peer, name, !on);
-                }
+                self.tell(&mut self.state(), Event::Wants { peer, home, on });
             }
             Message::Getting { object, blocks, on } => self.on_getting(peer, object, &blocks, on),
             Message::Ask { object, index } => self.on_ask(peer, object, index),
@@ -255,9 +245,6 @@ impl Inner {
         if let Some(link) = link.filter(|_| near == Near::Lan) {
             for home in &net.announced {
                 let _ = link.tell(Message::Wants { home: *home, on: true });
-            }
-            for name in &net.passing {
-                let _ = link.tell(pass(name, false));
             }
             net.tell_passes(&self.spools, &**link);
         }

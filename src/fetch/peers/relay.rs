@@ -18,7 +18,8 @@ use tracing::{debug, info, warn};
 
 use super::Net;
 use crate::fetch::engine::{Engine, Inner};
-use crate::fetch::relay::{Party, Spool, Spools, Turn};
+use crate::fetch::exact::exact_name;
+use crate::fetch::relay::{Party, Pieces, Spool, Spools, Turn};
 use crate::fetch::schedule::Time;
 use crate::fetch::tunnel::{Content, Near, Tunnel, Want};
 use crate::oci::{
@@ -36,17 +37,32 @@ const ASKED: u32 = 8;
 pub struct Relay {
     inner: Arc<Inner>,
     blob: Digest,
+    /// What the blob is called in the LAN: a layer's first pass and one over the
+    /// same blob's exact bytes end with two indexes, and have nothing to share.
+    name: Digest,
     size: u64,
+    /// `None` where the pass itself keeps the blob's bytes, or nothing can.
     spool: Option<Arc<Spool>>,
     relayed: AtomicU64,
     done: AtomicBool,
+}
+
+/// How a blob comes to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// This node reads it from beyond the LAN.
+    Beyond,
+    /// A neighbour hands it on.
+    HandedOn,
+    /// A neighbour has its index.
+    Indexed,
 }
 
 impl Engine {
     /// Takes part in getting a blob of `size` bytes into the LAN. `None` where
     /// there is no swarm.
     pub fn relay(&self, blob: &Digest, size: u64) -> Option<Arc<Relay>> {
-        let inner = Arc::clone(&self.inner);
+        let inner = &self.inner;
         inner.state().net.as_ref()?;
         let spool = match inner.spools.make(blob, size) {
             Ok(spool) => Some(spool),
@@ -55,14 +71,33 @@ impl Engine {
                 None
             }
         };
-        let now = inner.now();
-        if let Some(net) = inner.state().net.as_mut() {
+        self.take_part(blob, blob, size, spool)
+    }
+
+    /// As [`Engine::relay`] for a blob's exact bytes, of which the pass says what
+    /// there is to be handed on.
+    pub fn relay_exact(&self, blob: &Digest, size: u64) -> Option<Arc<Relay>> {
+        self.take_part(blob, &exact_name(blob), size, None)
+    }
+
+    fn take_part(
+        &self,
+        blob: &Digest,
+        name: &Digest,
+        size: u64,
+        spool: Option<Arc<Spool>>,
+    ) -> Option<Arc<Relay>> {
+        let inner = Arc::clone(&self.inner);
+        let (blob, name, now) = (*blob, *name, inner.now());
+        {
+            let mut state = inner.state();
+            let net = state.net.as_mut()?;
             let me = net.endpoint.me();
-            net.parties.entry(*blob).or_insert_with(|| Party::new(me, *blob)).join(now);
-            net.say_stage(blob, Stage::Waits, 0..0);
+            net.parties.entry(name).or_insert_with(|| Party::new(me, name)).join(now);
+            net.say_stage(&name, Stage::Waits, 0..0);
         }
-        let (blob, relayed, done) = (*blob, AtomicU64::new(0), AtomicBool::new(false));
-        Some(Arc::new(Relay { inner, blob, size, spool, relayed, done }))
+        let (relayed, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        Some(Arc::new(Relay { inner, blob, name, size, spool, relayed, done }))
     }
 }
 
@@ -74,12 +109,40 @@ impl Relay {
         loop {
             let mut changed = pin!(passes.notified());
             changed.as_mut().enable();
-            match self.inner.turn(&self.blob, None) {
+            match self.inner.turn(&self.name, None) {
                 (_, true) => return false,
                 (Turn::Wait(until), _) => self.inner.pause(changed, until).await,
                 (Turn::Mine | Turn::Ask(_), _) => return true,
             }
         }
+    }
+
+    /// Waits until it is known how the blob comes.
+    pub async fn way(&self) -> Way {
+        let passes = self.inner.passes();
+        loop {
+            let mut changed = pin!(passes.notified());
+            changed.as_mut().enable();
+            match self.inner.turn(&self.name, Some(0)) {
+                (_, true) => return Way::Indexed,
+                (Turn::Ask(_), _) => return Way::HandedOn,
+                (Turn::Mine, _) => return Way::Beyond,
+                (Turn::Wait(until), _) => self.inner.pause(changed, until).await,
+            }
+        }
+    }
+
+    /// Pieces that are kept elsewhere are handed on as they come.
+    pub fn hand_on(&self, pieces: Arc<dyn Pieces>) {
+        self.inner.spools.hand_on(&self.name, pieces);
+    }
+
+    /// Tells the neighbours of pieces that can be handed on.
+    pub fn tell(&self, pieces: Range<u32>) {
+        let mut state = self.inner.state();
+        let Some(net) = state.net.as_mut() else { return };
+        let stage = net.parties.get(&self.name).and_then(Party::mine).unwrap_or(Stage::Waits);
+        net.say_stage(&self.name, stage, pieces);
     }
 
     /// The blob from neighbours, and from `source` what none of them has or gets.
@@ -97,7 +160,7 @@ impl Relay {
         self.done.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps a piece, and tells the neighbours.
+    /// Keeps a piece in the spool, and tells the neighbours.
     async fn keep(&self, piece: u32, bytes: &Bytes) {
         let Some(spool) = self.spool.clone() else { return };
         let (blob, bytes) = (self.blob, bytes.clone());
@@ -106,16 +169,13 @@ impl Relay {
             Ok(Err(error)) => return debug!(%blob, piece, "not handed on: {error}"),
             Err(_) => return,
         }
-        let mut state = self.inner.state();
-        let Some(net) = state.net.as_mut() else { return };
-        let stage = net.parties.get(&blob).and_then(Party::mine).unwrap_or(Stage::Waits);
-        net.say_stage(&blob, stage, piece..piece + 1);
+        self.tell(piece..piece + 1);
     }
 
     /// Pieces from `first` on, from a neighbour that said it has it.
     async fn ask(&self, peer: &PeerId, first: u32, end: u32) -> Vec<Bytes> {
         let numbers = u64::from(first)..u64::from(end);
-        let want = Want::Items { blob: self.blob, numbers };
+        let want = Want::Items { blob: self.name, numbers };
         let contents = self.inner.ask_all(peer, &want).await.unwrap_or_default();
         let mut pieces: Vec<(u64, Bytes)> = contents
             .into_iter()
@@ -138,7 +198,7 @@ impl Relay {
     fn failed(&self, peer: &PeerId) {
         let (now, mut state) = (self.inner.now(), self.inner.state());
         let parties = state.net.as_mut().map(|net| &mut net.parties);
-        if let Some(party) = parties.and_then(|parties| parties.get_mut(&self.blob)) {
+        if let Some(party) = parties.and_then(|parties| parties.get_mut(&self.name)) {
             party.failed(now, peer);
         }
     }
@@ -148,12 +208,12 @@ impl Drop for Relay {
     fn drop(&mut self) {
         let done = self.done.load(Ordering::Relaxed);
         let mut state = self.inner.state();
-        let Some(net) = state.net.as_mut() else { return self.inner.spools.remove(&self.blob) };
-        if let Some(party) = net.parties.get_mut(&self.blob) {
+        let Some(net) = state.net.as_mut() else { return self.inner.spools.remove(&self.name) };
+        if let Some(party) = net.parties.get_mut(&self.name) {
             party.end(done);
         }
-        net.say_stage(&self.blob, if done { Stage::Done } else { Stage::Out }, 0..0);
-        net.tidy_pass(&self.inner.spools, &self.blob);
+        net.say_stage(&self.name, if done { Stage::Done } else { Stage::Out }, 0..0);
+        net.tidy_pass(&self.inner.spools, &self.name);
     }
 }
 
@@ -307,7 +367,8 @@ impl Flow {
         let passes = relay.inner.passes();
         let mut changed = pin!(passes.notified());
         changed.as_mut().enable();
-        match relay.inner.turn(&relay.blob, Some(piece)).0 {
+        match relay.inner.turn(&relay.name, Some(piece)).0 {
+            Turn::Mine if relay.spool.is_none() => self.read_on().await?,
             Turn::Mine => self.read(piece).await?,
             Turn::Ask(peer) => self.ask(&relay, peer, piece).await,
             Turn::Wait(until) => {
@@ -342,9 +403,8 @@ impl Flow {
         let stands = |b: &Beyond| b.at.saturating_sub(b.kept.len() as u64) == start;
         if !self.beyond.as_ref().is_some_and(stands) {
             let end = self.rest.end.next_multiple_of(PASS_PIECE).min(relay.size);
-            let stream = self.source.open_blob(&relay.blob, Some(start..end)).await?;
-            let at = stream.facts().start;
-            self.beyond = Some(Beyond { stream, at, kept: BytesMut::new() });
+            let beyond = self.open(start..end).await?;
+            self.beyond = Some(beyond);
         }
         let Some(beyond) = &mut self.beyond else { return Ok(()) };
         let len = relay.piece_len(piece) as usize;
@@ -365,6 +425,41 @@ impl Flow {
         relay.keep(piece, &bytes).await;
         self.give(piece, &bytes);
         Ok(())
+    }
+
+    /// Reads on beyond the LAN, chunk by chunk: nothing has to be kept here before
+    /// it is given.
+    async fn read_on(&mut self) -> Result<(), SourceError> {
+        if self.beyond.as_ref().is_none_or(|beyond| beyond.at > self.rest.start) {
+            let beyond = self.open(self.rest.clone()).await?;
+            self.beyond = Some(beyond);
+        }
+        let Some(beyond) = &mut self.beyond else { return Ok(()) };
+        let Some(chunk) = beyond.stream.next().await else {
+            self.ended = true;
+            return Ok(());
+        };
+        let mut chunk = chunk?;
+        self.relay.inner.counters.bytes_registry.add(chunk.len() as u64);
+        let before = self.rest.start.saturating_sub(beyond.at).min(chunk.len() as u64);
+        beyond.at += chunk.len() as u64;
+        let mut wanted = chunk.split_off(before as usize);
+        wanted.truncate(usize::try_from(self.rest.end - self.rest.start).unwrap_or(usize::MAX));
+        if !wanted.is_empty() {
+            self.ready.push_back(wanted);
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, range: Range<u64>) -> Result<Beyond, SourceError> {
+        let relay = &self.relay;
+        let stream = self.source.open_blob(&relay.blob, Some(range)).await?;
+        if let Some(total) = stream.facts().total.filter(|total| *total != relay.size) {
+            let what = format!("blob {} of {}", relay.blob, self.source.name());
+            return Err(SourceError::SizeMismatch { what, expected: relay.size, actual: total });
+        }
+        let at = stream.facts().start;
+        Ok(Beyond { stream, at, kept: BytesMut::new() })
     }
 
     /// What is wanted of a piece goes to whoever reads.

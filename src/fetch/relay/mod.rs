@@ -9,4 +9,4 @@ pub mod party;
 mod spool;
 
 pub use party::{Party, Turn};
-pub use spool::{Spool, Spools};
+pub use spool::{Pieces, Spool, Spools};

@@ -1,8 +1,9 @@
 //! Pieces of blobs that are handed on while first passes over them are under way.
 //!
-//! A spool is an unlinked file: nothing of it outlives the process. Its bytes are
-//! what came from a registry or a neighbour, before anything could verify them;
-//! whoever gets them verifies the whole blob, as this node does.
+//! A spool is an unlinked file: nothing of it outlives the process. A pass that
+//! keeps the blob itself needs none, and its pieces are read where they are. The
+//! bytes are what came from a registry or a neighbour, before anything could verify
+//! them; whoever gets them verifies the whole blob, as this node does.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,11 +17,28 @@ use bytes::Bytes;
 use crate::types::Digest;
 use crate::wire::{BlockSet, PASS_PIECE};
 
-/// The spools of this process, by blob.
-#[derive(Debug)]
+/// Pieces of a blob that this node can hand on.
+pub trait Pieces: Send + Sync {
+    /// Which are here.
+    fn pieces(&self) -> BlockSet;
+
+    /// One of them. Blocks for the disk.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    fn read(&self, piece: u32) -> io::Result<Option<Bytes>>;
+}
+
+/// What is handed on by this process, by the name under which it is.
 pub struct Spools {
     directory: PathBuf,
-    open: Mutex<HashMap<Digest, Arc<Spool>>>,
+    open: Mutex<HashMap<Digest, Kept>>,
+}
+
+/// Where pieces are kept.
+enum Kept {
+    Spool(Arc<Spool>),
+    Elsewhere(Arc<dyn Pieces>),
 }
 
 /// What is here of one blob.
@@ -43,7 +61,7 @@ impl Spools {
     /// Where the file can't be made.
     pub fn make(&self, blob: &Digest, size: u64) -> io::Result<Arc<Spool>> {
         let mut open = self.open();
-        if let Some(spool) = open.get(blob) {
+        if let Some(Kept::Spool(spool)) = open.get(blob) {
             return Ok(Arc::clone(spool));
         }
         let name = self.directory.join(format!(".spool-{}-{}", std::process::id(), blob.hex()));
@@ -51,13 +69,21 @@ impl Spools {
         let file = File::options().read(true).write(true).create_new(true).open(&name)?;
         std::fs::remove_file(&name)?;
         let spool = Arc::new(Spool { file, size, pieces: Mutex::default() });
-        open.insert(*blob, Arc::clone(&spool));
+        open.insert(*blob, Kept::Spool(Arc::clone(&spool)));
         Ok(spool)
     }
 
-    /// The spool of a blob.
-    pub fn get(&self, blob: &Digest) -> Option<Arc<Spool>> {
-        self.open().get(blob).cloned()
+    /// Pieces that are kept elsewhere are handed on from now on.
+    pub fn hand_on(&self, blob: &Digest, pieces: Arc<dyn Pieces>) {
+        self.open().insert(*blob, Kept::Elsewhere(pieces));
+    }
+
+    /// What is handed on of a blob.
+    pub fn get(&self, blob: &Digest) -> Option<Arc<dyn Pieces>> {
+        Some(match self.open().get(blob)? {
+            Kept::Spool(spool) => Arc::clone(spool) as Arc<dyn Pieces>,
+            Kept::Elsewhere(pieces) => Arc::clone(pieces),
+        })
     }
 
     /// Its pieces are not handed on any more.
@@ -65,7 +91,7 @@ impl Spools {
         self.open().remove(blob);
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Spool>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<Digest, Kept>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,11 +107,6 @@ impl Spool {
         PASS_PIECE.min(self.size.saturating_sub(u64::from(piece) * PASS_PIECE))
     }
 
-    /// Pieces that are here.
-    pub fn pieces(&self) -> BlockSet {
-        self.held().clone()
-    }
-
     /// Keeps a piece. Blocks for the disk.
     ///
     /// # Errors
@@ -99,21 +120,23 @@ impl Spool {
         Ok(())
     }
 
-    /// A piece that is here. Blocks for the disk.
-    ///
-    /// # Errors
-    /// Where it can't be read.
-    pub fn read(&self, piece: u32) -> io::Result<Option<Bytes>> {
+    fn held(&self) -> MutexGuard<'_, BlockSet> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pieces for Spool {
+    fn pieces(&self) -> BlockSet {
+        self.held().clone()
+    }
+
+    fn read(&self, piece: u32) -> io::Result<Option<Bytes>> {
         if !self.held().contains(piece) {
             return Ok(None);
         }
         let mut bytes = vec![0; self.piece_len(piece) as usize];
         self.file.read_exact_at(&mut bytes, u64::from(piece) * PASS_PIECE)?;
         Ok(Some(bytes.into()))
-    }
-
-    fn held(&self) -> MutexGuard<'_, BlockSet> {
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

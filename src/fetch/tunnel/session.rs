@@ -420,7 +420,6 @@ impl Tunnel for Session {
             | Message::Ask { .. }
             | Message::Layers { .. }
             | Message::Passed { .. }
-            | Message::Bringing { .. }
             | Message::Control(_) => self.send(&news),
             _ => Err(SendError::NotNews),
         }

@@ -218,9 +218,16 @@ impl Transport {
     ) -> Result<Answer, RegistryError> {
         let ours = origin_of(&url) == endpoint.origin;
         let host = host_of(&url).unwrap_or_default();
-        if !ours && let Err(problem) = reach::check(&endpoint.host, &url).await {
-            let (what, host) = (ask.what.clone(), endpoint.host.clone());
-            return Err(RegistryError::Redirect { what, host, problem });
+        if !ours {
+            let allowed = if self.settings.own_addresses.contains(&host) {
+                Err("to this node's own mirror".to_owned())
+            } else {
+                reach::check(&endpoint.host, &url).await
+            };
+            allowed.map_err(|problem| {
+                let (what, host) = (ask.what.clone(), endpoint.host.clone());
+                RegistryError::Redirect { what, host, problem }
+            })?;
         }
         let client = self.client(endpoint, ours, &url)?;
         let mut headers = ask.headers.clone();

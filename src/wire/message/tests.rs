@@ -206,7 +206,6 @@ fn message() -> impl Strategy<Value = Message> {
         (digest(), stage(), 0u32..1000, 0u32..1000).prop_map(|(blob, stage, start, more)| {
             Message::Passed { blob, stage, pieces: start..start + more }
         }),
-        (digest(), any::<bool>()).prop_map(|(name, on)| Message::Bringing { name, on }),
         control().prop_map(Message::Control),
         request().prop_map(Message::Request),
         id().prop_map(Message::Cancel),
