@@ -10,6 +10,7 @@
 mod account;
 mod assemble;
 mod build;
+mod cuts;
 mod driver;
 mod engine;
 pub mod estimate;

@@ -9,6 +9,7 @@
 //! - `news` says and hears who holds, wants and gets what, and `passes` who of a LAN
 //!   reads a whole blob for the mirror;
 //! - `control` is the seam to the node's part in the swarm: trackers, discovery;
+//! - `penalty` shuts out who misbehaves;
 //! - `find` has holders of a layer searched for whom there is no tunnel to;
 //! - `dial` keeps connections to addresses that were given.
 //!
@@ -24,6 +25,7 @@ mod index;
 mod listen;
 mod news;
 mod passes;
+mod penalty;
 mod question;
 mod relay;
 
@@ -42,6 +44,7 @@ use self::control::Findings;
 pub use self::control::{Control, Link};
 use self::find::Searches;
 use self::news::{Heard, Listener, LookUp};
+use self::penalty::Penalties;
 use self::question::Questions;
 use super::driver::State;
 use super::engine::{Engine, Inner};
@@ -77,6 +80,7 @@ pub(super) struct Net {
     passing: HashSet<Digest>,
     lookups: HashMap<Home, LookUp>,
     findings: Findings,
+    penalties: Penalties,
     /// Layers whose holders are searched for.
     searches: Searches,
     /// Told when holdings have changed that somebody listens to.
@@ -172,6 +176,7 @@ impl Engine {
             passing: HashSet::new(),
             lookups: HashMap::new(),
             findings: Findings::default(),
+            penalties: Penalties::default(),
             searches: Searches::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),

@@ -75,9 +75,10 @@ impl HomeState {
         }
     }
 
-    /// A neighbour begins or ends to want it.
-    pub(super) fn set_wanter(&mut self, slot: Slot, on: bool) {
-        if on != self.wanters.contains(slot) {
+    /// A neighbour begins or ends to want it; `false` if that was known.
+    pub(super) fn set_wanter(&mut self, slot: Slot, on: bool) -> bool {
+        let news = on != self.wanters.contains(slot);
+        if news {
             if on {
                 self.wanters.insert(slot);
             } else {
@@ -85,6 +86,7 @@ impl HomeState {
             }
             self.orders.clear();
         }
+        news
     }
 
     /// Who shall get run `run` for the LAN, first in order first.

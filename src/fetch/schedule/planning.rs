@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::model::{Action, Class, Time};
 use super::peer_set::PeerSet;
-use super::plan::{Lane as PlanLane, Piece, pre_schedule};
+use super::plan::{Groups, Lane as PlanLane, Piece, pre_schedule};
 use super::sizes::assignment;
 use super::table::{Block, Lane, Ref, State};
 use super::verdict::{Theft, Verdict, View};
@@ -56,8 +56,8 @@ struct Lanes {
     lanes: Vec<PlanLane>,
     /// The lanes of each peer, and each peer's number here.
     peers: Vec<Range<u32>>,
-    by_slot: BTreeMap<u8, u32>,
-    groups: Vec<Vec<u32>>,
+    by_slot: BTreeMap<u8, u16>,
+    groups: Groups,
     by_set: HashMap<PeerSet, u32>,
 }
 
@@ -191,20 +191,6 @@ impl Scheduler {
         }
     }
 
-    /// What a reader waits for is claimed when it is planned: neighbours whose
-    /// readers are at the same place would not wait for it to be asked for.
-    fn claim_for_reader(&mut self, r: Ref, verdict: &Verdict) {
-        let across = verdict.crosses(&self.peers.lan);
-        let Some(block) = self.blocks.get_mut(r) else { return };
-        if across && block.class.is_reader() {
-            self.claim(r);
-        } else if block.claimed {
-            block.claimed = false;
-            let (home, run, key) = (block.home, block.run, block.key);
-            self.say_claim(home, run, key, false);
-        }
-    }
-
     fn clear_queues(&mut self) {
         for (id, tunnel) in &mut self.peers.tunnels {
             for r in std::mem::take(&mut tunnel.queue) {
@@ -229,7 +215,7 @@ impl Scheduler {
                     lanes.lanes.push(tunnel.lane());
                 }
             }
-            lanes.by_slot.insert(slot, lanes.peers.len() as u32);
+            lanes.by_slot.insert(slot, lanes.peers.len() as u16);
             lanes.peers.push(start..lanes.ids.len() as u32);
         }
         lanes
@@ -309,8 +295,7 @@ impl Lanes {
             return *group;
         }
         let peers = set.iter().filter_map(|slot| self.by_slot.get(&slot)).copied();
-        let group = self.groups.len() as u32;
-        self.groups.push(peers.collect());
+        let group = self.groups.push(peers);
         self.by_set.insert(set, group);
         group
     }

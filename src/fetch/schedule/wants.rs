@@ -216,7 +216,7 @@ impl Scheduler {
             }
         }
         if block.claimed && delivered.is_none() {
-            self.say_claim(block.home, block.run, block.key, false);
+            self.say_claim(block.home, block.run, block.key, false, None);
         }
         if let Some(state) = self.homes.get_mut(block.home) {
             state.blocks -= 1;
