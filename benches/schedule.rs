@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use peersync::fetch::schedule::{
-    BlockKey, Class, Event, Holding, Home, Near, PlanGroups, PlanLane, PlanPiece, Scheduler,
+    BlockKey, Class, Event, Holding, Home, Near, PlanGroups, PlanLane, PlanPiece, Scheduler, Scope,
     Settings, Wanted, pre_schedule,
 };
 use peersync::types::{Digest, ObjectId, PeerId};
@@ -128,7 +128,9 @@ fn full_tables() -> (Duration, Duration) {
     let blocks: Vec<Wanted> = (0..64).flat_map(|o| (0..1024).map(move |i| wanted(o, i))).collect();
     let class = Class::Completion;
     node.apply(now, Event::Want { interest: 1, home, class, deadline: None, blocks });
-    // The neighbours are silent, and the ladder goes on to who is there.
+    for (scope, found) in [(Scope::Lan, false), (Scope::Swarm, true)] {
+        node.apply(now, Event::LookedUp { home, scope, found });
+    }
     let (mut plans, mut urgents) = (Vec::new(), Vec::new());
     // Within the time after which silent peers are given up.
     for round in 0..6 {

@@ -201,6 +201,18 @@ impl LayerIndex {
         Some((span, likely))
     }
 
+    /// How many bytes of the blob more a decoder may need to get from one place of
+    /// the stream to another in the same span, when what was likely enough was not:
+    /// twice what is usual there, so that asking again seldom takes long.
+    pub fn more(&self, stream: Range<u64>) -> u64 {
+        let last = self.seek.point_at(stream.end.saturating_sub(1));
+        let Some(span) = last.and_then(|n| self.seek.span(n)) else { return SPARE };
+        let packed = u128::from(span.blob.end - span.blob.start);
+        let whole = u128::from((span.stream.end - span.stream.start).max(1));
+        let left = u128::from(stream.end.saturating_sub(stream.start));
+        (2 * packed * left / whole) as u64 + SPARE
+    }
+
     /// The files of the bundle that overlap a stretch of it.
     pub fn bundle_files(&self, offset: u64, len: u64) -> &[BundleFile] {
         let files = self.bundle.get_or_init(|| bundle_files(&self.tree));

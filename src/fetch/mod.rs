@@ -34,7 +34,7 @@ pub use engine::{Engine, FetchError};
 pub use exact::{Arriving, ExactBlob, ExactPass, exact_name};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
-pub use peers::{Control, Finder, LanPass, LanTurn, Link, PeerStatus, Relay};
+pub use peers::{Control, Finder, IndexOffers, LanPass, LanTurn, Link, PeerStatus, Relay};
 pub use registry::{Origins, Registries, RegistrySource};
 pub use relay::Spools;
 pub use schedule::Class;

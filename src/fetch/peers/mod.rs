@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub use self::find::Finder;
+pub use self::index::IndexOffers;
 pub use self::passes::{LanPass, LanTurn};
 
 use self::ask::{Asked, Assemblies};

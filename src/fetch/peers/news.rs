@@ -327,8 +327,17 @@ impl Net {
 
     /// Looks for peers that hold anything of a home: says at once what is known of
     /// all, or nothing while answers are awaited.
+    ///
+    /// Neighbours are asked anew even if they have answered before: what they get for
+    /// the LAN they say first to one that wants it too.
     pub(super) fn look_up(&mut self, home: Home, lan: bool) -> Option<bool> {
         self.follow(home);
+        let near = self.peers.iter_mut().filter(|(_, peer)| lan && peer.is_neighbour());
+        let anew: Vec<PeerId> =
+            near.filter_map(|(id, peer)| peer.answered.remove(&home).then_some(*id)).collect();
+        for peer in anew {
+            self.subscribe(&peer, home);
+        }
         let asked = self.peers.iter().filter(|(_, peer)| (peer.near == Near::Lan) == lan);
         let asked = asked.filter(|(_, peer)| peer.news.is_some());
         let waiting: HashSet<PeerId> =

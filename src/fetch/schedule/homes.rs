@@ -33,6 +33,8 @@ pub(super) struct HomeState {
     pub(super) wanters: PeerSet,
     /// Wanted blocks.
     pub(super) blocks: usize,
+    /// A reader wants something of it.
+    pub(super) hurried: bool,
     /// Neighbours were told that it is wanted.
     pub(super) announced: bool,
     pub(super) last_progress: Time,
@@ -62,6 +64,7 @@ impl HomeState {
             ladder: Ladder::new(size, theta, registry),
             wanters: PeerSet::default(),
             blocks: 0,
+            hurried: false,
             announced: false,
             last_progress: now,
             not_before: None,
