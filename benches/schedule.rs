@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use peersync::fetch::schedule::{
-    BlockKey, Class, Event, Holding, Home, Near, PlanLane, PlanPiece, Scheduler, Settings, Wanted,
-    pre_schedule,
+    BlockKey, Class, Event, Holding, Home, Near, PlanGroups, PlanLane, PlanPiece, Scheduler, Scope,
+    Settings, Wanted, pre_schedule,
 };
 use peersync::types::{Digest, ObjectId, PeerId};
 
@@ -41,7 +41,9 @@ fn main() {
     println!("  one urgent want, until asked:  {urgent:.2?}");
 }
 
-type Case = (Vec<PlanLane>, Vec<Range<u32>>, Vec<Vec<u32>>, Vec<PlanPiece>);
+const PEERS: u16 = (TUNNELS / 4) as u16;
+
+type Case = (Vec<PlanLane>, Vec<Range<u32>>, PlanGroups, Vec<PlanPiece>);
 
 /// Peers with four tunnels each.
 fn peers() -> Vec<Range<u32>> {
@@ -67,20 +69,28 @@ fn pieces(count: u32, rng: &mut fastrand::Rng, group: impl Fn(u32) -> u32) -> Ve
 fn everybody(count: u32) -> Case {
     let mut rng = fastrand::Rng::with_seed(1);
     let lanes = lanes(&mut rng);
-    (lanes, peers(), vec![(0..TUNNELS / 4).collect()], pieces(count, &mut rng, |_| 0))
+    let mut all = PlanGroups::default();
+    all.push(0..PEERS);
+    (lanes, peers(), all, pieces(count, &mut rng, |_| 0))
 }
 
 fn groups(count: u32) -> Case {
     let mut rng = fastrand::Rng::with_seed(2);
     let lanes = lanes(&mut rng);
-    let groups = (0..64).map(|_| (0..TUNNELS / 4).filter(|_| rng.bool()).collect()).collect();
+    let mut groups = PlanGroups::default();
+    for _ in 0..64 {
+        groups.push((0..PEERS).filter(|_| rng.bool()));
+    }
     (lanes, peers(), groups, pieces(count, &mut rng, |name| name % 64))
 }
 
 fn scattered(count: u32) -> Case {
     let mut rng = fastrand::Rng::with_seed(3);
     let lanes = lanes(&mut rng);
-    let groups = (0..count).map(|_| (0..4).map(|_| rng.u32(..TUNNELS / 4)).collect()).collect();
+    let mut groups = PlanGroups::default();
+    for _ in 0..count {
+        groups.push((0..4).map(|_| rng.u16(..PEERS)));
+    }
     (lanes, peers(), groups, pieces(count, &mut rng, |name| name))
 }
 
@@ -118,7 +128,9 @@ fn full_tables() -> (Duration, Duration) {
     let blocks: Vec<Wanted> = (0..64).flat_map(|o| (0..1024).map(move |i| wanted(o, i))).collect();
     let class = Class::Completion;
     node.apply(now, Event::Want { interest: 1, home, class, deadline: None, blocks });
-    // The neighbours are silent, and the ladder goes on to who is there.
+    for (scope, found) in [(Scope::Lan, false), (Scope::Swarm, true)] {
+        node.apply(now, Event::LookedUp { home, scope, found });
+    }
     let (mut plans, mut urgents) = (Vec::new(), Vec::new());
     // Within the time after which silent peers are given up.
     for round in 0..6 {

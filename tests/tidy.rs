@@ -107,6 +107,7 @@ const PURE: &[(&str, &[&[&str]])] = &[
     ("fetch/schedule", IO),
     ("fetch/estimate", IO),
     ("fetch/ladder", IO),
+    ("fetch/cuts", IO),
     ("fetch/relay/party", IO),
     ("blocks/readahead", IO),
     ("store/format", IO),

@@ -224,7 +224,7 @@ async fn pull(
                 let tunnel = open.iter().find(|t| t.info().id == event.tunnel).expect("open");
                 ask(tunnel, &mut next, &mut name);
             }
-            EventKind::Up(_) => {}
+            EventKind::Up(_) | EventKind::Progress { .. } | EventKind::Rtt(_) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 
 use super::assemble::Stretch;
+use super::cuts::cuts;
 use super::engine::FetchError;
 use super::schedule::{BlockKey, Place, Wanted};
 use crate::layer::root::LayerRoot;
@@ -21,12 +22,6 @@ const CACHED_MAX: usize = 128;
 /// A stretch of a stream that is read through without regret: what lies between
 /// two points of a gzip layer.
 const SPAN: u64 = 4 << 20;
-/// The nodes of a LAN split a layer into about this many runs of spans among them,
-const RUNS: usize = 8;
-/// each of so many spans (design, section 7: about 16 at a time). The fewer, the
-/// better they are shared out; the more, the less is read twice: a block that lies
-/// across the bound of two runs is read by both their nodes.
-const RUN_SPANS: Range<usize> = 2..17;
 /// Bytes of a run of a plain blob, which can be entered anywhere.
 const PLAIN_RUN: u64 = 8 << 20;
 /// What an estimated range reads beyond the estimate, in bytes.
@@ -41,6 +36,7 @@ pub struct LayerIndex {
     layout: Layout,
     tree: Tree,
     bundle: OnceLock<Vec<BundleFile>>,
+    cuts: OnceLock<Vec<u64>>,
 }
 
 /// A file in a bundle.
@@ -138,14 +134,9 @@ impl LayerIndex {
     /// Where block `index` of object `number` lies in the stream. For a block
     /// that does not exist: nowhere, an empty stretch.
     pub(super) fn place(&self, number: u32, index: u32) -> Place {
-        let block = self.specs.get(number as usize).and_then(|spec| spec.block(index));
-        let ranges = block.map_or_else(Vec::new, |b| {
-            self.layout.stream_ranges(number, b.offset..b.offset + u64::from(b.len))
-        });
-        let start = ranges.first().map_or(0, |r| r.stream_offset);
-        let end = ranges.last().map_or(0, |r| r.stream_offset + r.len);
+        let stream = self.stretch(number, index);
+        let Range { start, end } = stream;
         let points = self.seek.points();
-        let stream = start..end;
         if self.seek.compression() == Compression::Plain {
             return Place { stream, entry: start, next: end, run: (start / PLAIN_RUN) as u32 };
         }
@@ -153,8 +144,29 @@ impl LayerIndex {
         let entry = points.get(first).map_or(0, |point| point.stream);
         let next = self.seek.point_at(end.saturating_sub(1)).and_then(|n| points.get(n + 1));
         let next = next.map_or(self.stream_length(), |point| point.stream);
-        let spans = (points.len() / RUNS).clamp(RUN_SPANS.start, RUN_SPANS.end - 1);
-        Place { stream, entry, next: next.max(end), run: (first / spans) as u32 }
+        let run = self.cuts().partition_point(|cut| *cut <= entry).saturating_sub(1);
+        Place { stream, entry, next: next.max(end), run: run as u32 }
+    }
+
+    /// How far a block reaches in the stream, what lies between its files included.
+    fn stretch(&self, number: u32, index: u32) -> Range<u64> {
+        let block = self.specs.get(number as usize).and_then(|spec| spec.block(index));
+        let ranges = block.map_or_else(Vec::new, |b| {
+            self.layout.stream_ranges(number, b.offset..b.offset + u64::from(b.len))
+        });
+        let start = ranges.first().map_or(0, |r| r.stream_offset);
+        let end = ranges.last().map_or(0, |r| r.stream_offset + r.len);
+        start..end
+    }
+
+    /// Where the runs begin that the nodes of a LAN share out.
+    fn cuts(&self) -> &[u64] {
+        self.cuts.get_or_init(|| {
+            let blocks = (0u32..).zip(&self.specs).flat_map(|(number, spec)| {
+                (0..spec.block_count()).map(move |index| self.stretch(number, index))
+            });
+            cuts(&self.seek, blocks)
+        })
     }
 
     /// The content in the stream from `position` on, in order.
@@ -187,6 +199,18 @@ impl LayerIndex {
         }
         span.stream.end = stream.end;
         Some((span, likely))
+    }
+
+    /// How many bytes of the blob more a decoder may need to get from one place of
+    /// the stream to another in the same span, when what was likely enough was not:
+    /// twice what is usual there, so that asking again seldom takes long.
+    pub fn more(&self, stream: Range<u64>) -> u64 {
+        let last = self.seek.point_at(stream.end.saturating_sub(1));
+        let Some(span) = last.and_then(|n| self.seek.span(n)) else { return SPARE };
+        let packed = u128::from(span.blob.end - span.blob.start);
+        let whole = u128::from((span.stream.end - span.stream.start).max(1));
+        let left = u128::from(stream.end.saturating_sub(stream.start));
+        (2 * packed * left / whole) as u64 + SPARE
     }
 
     /// The files of the bundle that overlap a stretch of it.
@@ -325,7 +349,16 @@ fn load(store: &Store, root: &[u8]) -> Result<LayerIndex, FetchError> {
     let tree = Tree::open(map(&body.tree, "tree")?).map_err(|e| damaged("tree", &e))?;
     let specs: Vec<Arc<ObjectSpec>> = specs.into_iter().map(Arc::new).collect();
     let objects = specs.iter().map(|spec| spec.id()).collect();
-    Ok(LayerIndex { root, objects, specs, seek, layout, tree, bundle: OnceLock::new() })
+    Ok(LayerIndex {
+        root,
+        objects,
+        specs,
+        seek,
+        layout,
+        tree,
+        bundle: OnceLock::new(),
+        cuts: OnceLock::new(),
+    })
 }
 
 fn store_error(error: impl std::fmt::Display) -> FetchError {

@@ -142,6 +142,13 @@ impl Ladder {
         }
     }
 
+    /// Somebody is in a hurry: a rung that is being climbed ends no later than this.
+    pub fn hurry(&mut self, until: Duration) {
+        if self.rung != Rung::Pause {
+            self.until = self.until.map(|at| at.min(until));
+        }
+    }
+
     /// When to come back with [`LadderEvent::Tick`].
     pub fn wake(&self) -> Option<Duration> {
         self.until

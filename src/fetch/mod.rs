@@ -10,6 +10,7 @@
 mod account;
 mod assemble;
 mod build;
+mod cuts;
 mod driver;
 mod engine;
 pub mod estimate;
@@ -33,7 +34,7 @@ pub use engine::{Engine, FetchError};
 pub use exact::{Arriving, ExactBlob, ExactPass, exact_name};
 pub use index::LayerIndex;
 pub use install::{IndexParts, InstallError, check, install};
-pub use peers::{Control, Finder, Link, PeerStatus, Relay, Way};
+pub use peers::{Control, Finder, IndexOffers, Link, PeerStatus, Relay, Way};
 pub use registry::{Origins, Registries, RegistrySource};
 pub use relay::Spools;
 pub use schedule::Class;

@@ -147,7 +147,8 @@ impl RunIn<'_> {
             let from = decoder.blob.start;
             if from >= to {
                 // The estimate was short.
-                to = decoder.blob.end;
+                let more = self.index.more(decoder.span.stream_offset()..stream.end);
+                to = (from + more).min(decoder.blob.end);
             }
             if from >= to {
                 let message = format!("layer {blob}: the blob ends before its index says");
@@ -171,6 +172,7 @@ impl RunIn<'_> {
                 to = decoder.blob.end;
             }
             decoder = decoder.take(answer, to, &self.source.counters).await?;
+            debug!(%blob, read = ?(from..decoder.blob.start), stream = decoder.span.stream_offset(), "read");
             if decoder.done {
                 self.park(decoder);
                 return Ok(());

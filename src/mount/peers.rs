@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::index::{belongs, take};
-use crate::fetch::Engine;
+use crate::fetch::{Engine, IndexOffers};
 use crate::layer::root::LayerRoot;
 use crate::oci::{
     Artifact, BlobStream, Descriptor, Document, DocumentError, Image, ImageSource, LayerDescriptor,
@@ -16,6 +18,9 @@ use crate::oci::{
 };
 use crate::store::{IndexOrigin, Store};
 use crate::types::Digest;
+
+/// A neighbour that gets an index from beyond the LAN is waited for so long.
+const NEIGHBOUR: Duration = Duration::from_secs(3);
 
 /// What a name last stood for at a peer, as an image. `None` if no peer knows it
 /// or has all of its documents, or if it is for another kind of machine.
@@ -39,16 +44,56 @@ pub(super) async fn image(engine: &Arc<Engine>, name: &str) -> Option<Image> {
 }
 
 /// Takes the layer's index from a peer into the store; `false` if there is none.
+/// What only peers beyond the LAN have one node of the LAN gets from them, and the
+/// others from it.
 pub(super) async fn index(engine: &Engine, store: &Arc<Store>, layer: &LayerDescriptor) -> bool {
     let fits = |root: &LayerRoot| belongs(root, layer);
-    let Some((root, parts)) = engine.index_from_peers(&layer.digest, &fits).await else {
-        return false;
+    let Some(offered) = engine.index_offers(&layer.digest, &fits).await else { return false };
+    if offered.are_near() {
+        return index_of(engine, store, layer, &offered).await;
+    }
+    let relay = engine.relay(&layer.digest, layer.size);
+    let waits = match &relay {
+        // One that gets it brings it soon; one on a first pass of its own may not.
+        Some(relay) => timeout(NEIGHBOUR, relay.leads()).await == Ok(false),
+        None => false,
     };
+    let taken = match waits {
+        true => neighbours_index(engine, store, layer).await,
+        false => index_of(engine, store, layer, &offered).await,
+    };
+    if let Some(relay) = relay.filter(|_| taken) {
+        relay.done();
+    }
+    taken
+}
+
+/// As [`index`], from those who offer it, whether this node's turn has come or not.
+async fn index_of(
+    engine: &Engine,
+    store: &Arc<Store>,
+    layer: &LayerDescriptor,
+    offered: &IndexOffers,
+) -> bool {
+    let Some((root, parts)) = engine.offered_index(offered).await else { return false };
     let taken = take(layer, store, root, parts, IndexOrigin::Swarm).await;
     if let Err(error) = &taken {
         warn!(layer = %layer.digest, "a peer's index is not used: {error}");
     }
     taken.is_ok()
+}
+
+/// As [`index`], where a neighbour has just said that it has it.
+pub(super) async fn neighbours_index(
+    engine: &Engine,
+    store: &Arc<Store>,
+    layer: &LayerDescriptor,
+) -> bool {
+    let fits = |root: &LayerRoot| belongs(root, layer);
+    match engine.index_offers(&layer.digest, &fits).await {
+        Some(offered) => index_of(engine, store, layer, &offered).await,
+        None => false,
+    }
 }
 
 /// The documents that peers have. Blobs come by other ways.

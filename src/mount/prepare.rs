@@ -66,7 +66,7 @@ impl Images {
         // One of a LAN gets the index from the registry, the others from it.
         if let Some(relay) = relay.as_ref().filter(|_| is_offered && self.settings.trust.swarm)
             && !relay.leads().await
-            && peers::index(&self.engine, &self.store, layer).await
+            && peers::neighbours_index(&self.engine, &self.store, layer).await
             && let Some(key) = self.indexed(layer)?
         {
             return Ok(key);

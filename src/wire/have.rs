@@ -314,7 +314,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether an honest peer never causes it.
     pub fn is_fault(self) -> bool {
-        matches!(self, Self::DoesNotFit | Self::TooMany)
+        self == Self::DoesNotFit
     }
 }
 

@@ -133,15 +133,42 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
         let output = pull.join().expect("a pull");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+    if let Some(dir) = std::env::var_os("LAB_LOGS") {
+        fs::create_dir_all(&dir).expect("dir");
+        for node in lab.nodes() {
+            let to = Path::new(&dir).join(format!("n{}-{}", node.lan, node.number));
+            fs::copy(node.path("log"), to).expect("log");
+        }
+    }
     for lan in [1, 2] {
         let nodes = || lab.nodes().iter().filter(|node| node.lan == lan);
         let sum = |name: &str| nodes().map(|node| node.counter(name)).sum::<u64>();
         let came = lab.network.line(lan).received;
+        println!(
+            "{}",
+            crate::harness::tool(
+                "ip",
+                &[
+                    "-n",
+                    &lab.network.lans[usize::from(lan as u8) - 1].switch.name,
+                    "-s",
+                    "link",
+                    "show",
+                    "dev",
+                    "line"
+                ]
+            )
+        );
         let told = format!(
-            "LAN {lan}: {came} for {layers}; {} of the registry, {} of it indexes, {} from afar",
+            "LAN {lan}: {came} for {layers}; of the registry {} and indexes {}, of peers indexes {}, \
+             content from neighbours {}, from afar {}, of the registry {}, twice {}",
             sum("bytes_registry"),
             sum("bytes_index"),
+            sum("bytes_index_peers"),
+            sum("content_lan"),
             sum("content_remote"),
+            sum("content_registry"),
+            sum("content_wasted"),
         );
         println!("{told}");
         // Three times is what each for itself would be. How near it comes to once is
@@ -151,6 +178,51 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
         assert!(sum("content_lan") > layers, "{told}");
     }
     lab.nodes().iter().for_each(|node| read_all(node, &image));
+}
+
+#[test]
+fn with_the_registry_gone_one_lan_feeds_the_other_and_each_byte_crosses_once() {
+    needs_mounts!();
+    let mut lab = Lab::build(&Plan::of(2, 3));
+    let layout = lab_images().join("oci");
+    let image = lab.registry.push(&layout, "v1", "test/small:v1");
+    let layers = layer_bytes(&layout, "v1");
+    for number in 1..=3 {
+        lab.join(1, number, "");
+    }
+    for pull in pull_at_once(&lab, &image) {
+        let output = pull.join().expect("a pull");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    lab.registry.stop();
+    let before = lab.network.line(2);
+    for number in 1..=3 {
+        lab.join(2, number, "");
+    }
+    lab.meet();
+    let of_two = || lab.nodes().iter().filter(|node| node.lan == 2);
+    let pulls: Vec<_> = of_two()
+        .map(|node| {
+            let mut command = node.command(&["pull", &image]);
+            thread::spawn(move || output(&mut command))
+        })
+        .collect();
+    for pull in pulls {
+        let output = pull.join().expect("a pull");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let carried = lab.network.line(2).since(before).received;
+    let came: Vec<Came> = of_two().map(Came::to).collect();
+    let content = came.iter().map(Came::all).max().unwrap_or(0);
+    let remote: u64 = came.iter().map(|came| came.remote).sum();
+    let told = format!("{carried} for {layers}, {remote} of {content} from afar: {came:?}");
+    println!("{told}");
+    assert!(came.iter().all(|came| came.wire == 0 && came.registry == 0), "{told}");
+    assert!(came.iter().all(|came| came.all() == content && content > layers), "{told}");
+    assert!(remote <= content + content / 20, "{told}");
+    // Blocks are compressed one by one: somewhat more than the layers are.
+    assert!(carried < layers + layers / 3, "{told}");
+    of_two().for_each(|node| read_all(node, &image));
 }
 
 #[test]

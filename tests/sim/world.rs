@@ -455,9 +455,14 @@ impl World {
                 let id = self.nodes[node].id;
                 self.tell_neighbours(node, &Event::Wants { peer: id, home, on });
             }
-            Action::Claim { home, run, object, blocks, on } => {
+            Action::Claim { home, run, object, blocks, on, to } => {
                 let peer = self.nodes[node].id;
-                self.tell_neighbours(node, &Event::Getting { peer, home, run, object, blocks, on });
+                let event = Event::Getting { peer, home, run, object, blocks, on };
+                match to.map(|to| self.node_of(&to)) {
+                    None => self.tell_neighbours(node, &event),
+                    Some(_) if self.mutation == Mutation::DeafNeighbours => {}
+                    Some(to) => self.post(self.net.lan_delay, Msg::Tell(to, event)),
+                }
             }
             Action::Ask { peer, key } => {
                 let (id, peer) = (self.nodes[node].id, self.node_of(&peer));

@@ -9,5 +9,6 @@ mod registry;
 
 mod faults;
 mod lan;
+mod manners;
 mod sources;
 mod table;

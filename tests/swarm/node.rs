@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use peersync::fetch::tunnel::{BlockServer, Endpoint, Near, Settings, Target, Transport};
+use peersync::fetch::tunnel::{BlockServer, Endpoint, Events, Near, Settings, Target, Transport};
 use peersync::fetch::{
     Board, Engine, FirstPass, IndexParts, LayerIndex, Origins, Registries, RegistrySource, Sources,
     StoreServer, WorkKind, install,
@@ -132,25 +132,11 @@ impl Node {
             6,
             Handle::current(),
         );
-        let keys = SwarmKeys::new([SwarmKey::from_secret([7; 32])]).expect("a key");
-        let membership = Membership::new(Door::Closed(keys), Revoked::default());
-        let lan = make.lan;
-        let settings = Settings {
-            listen: SocketAddr::from((Ipv4Addr::new(127, 0, lan, make.n), 0)),
-            // Of QUIC alone the other end sees the address that the node listens at.
-            transports: vec![Transport::Quic],
-            near: Arc::new(move |address| match address {
-                IpAddr::V4(address) if address.octets()[2] == lan => Near::Lan,
-                _ => Near::Remote,
-            }),
-            ..Settings::default()
-        };
         let server = make.server.unwrap_or_else(|| {
             let (store, counters) = (Arc::clone(&store), Arc::clone(&counters));
             Arc::new(StoreServer::new(store, counters, engine.spools()))
         });
-        let (endpoint, events) =
-            Endpoint::bind(settings, &key, membership, server).expect("loopback");
+        let (endpoint, events) = endpoint(make.n, make.lan, server);
         let (id, address) = (endpoint.me(), endpoint.address());
         engine.join(Arc::new(endpoint), events);
         let engine = Arc::new(engine);
@@ -237,6 +223,24 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// A node's tunnels, and what happens on them.
+pub fn endpoint(n: u8, lan: u8, server: Arc<dyn BlockServer>) -> (Endpoint, Events) {
+    let keys = SwarmKeys::new([SwarmKey::from_secret([7; 32])]).expect("a key");
+    let membership = Membership::new(Door::Closed(keys), Revoked::default());
+    let settings = Settings {
+        listen: SocketAddr::from((Ipv4Addr::new(127, 0, lan, n), 0)),
+        // Of QUIC alone the other end sees the address that the node listens at.
+        transports: vec![Transport::Quic],
+        near: Arc::new(move |address| match address {
+            IpAddr::V4(address) if address.octets()[2] == lan => Near::Lan,
+            _ => Near::Remote,
+        }),
+        ..Settings::default()
+    };
+    let key = NodeKey::from_secret(&[n; 32]);
+    Endpoint::bind(settings, &key, membership, server).expect("loopback")
 }
 
 /// All nodes call each other, and wait until all are there.

@@ -13,7 +13,7 @@ use crate::fetch::engine::Inner;
 use crate::fetch::schedule::{
     Action, BlockKey, Event, Extent, Fault, Home, Refusal, RequestId, Scope, TunnelId,
 };
-use crate::fetch::tunnel::{Assembly, RequestError, Target, Want};
+use crate::fetch::tunnel::{Assembly, RequestError, Target, Tunnel, Want};
 use crate::types::{ObjectId, ObjectSpec, PeerId};
 use crate::wire::{self, BlockSet, Class, Message};
 
@@ -115,8 +115,8 @@ impl Inner {
                 state.net.as_mut()?.announce(home, on);
                 None
             }
-            Action::Claim { object, blocks, on, .. } => {
-                state.net.as_ref()?.claim(object, blocks, on);
+            Action::Claim { object, blocks, on, to, .. } => {
+                state.net.as_ref()?.claim(object, blocks, on, to);
                 None
             }
             Action::Ask { peer, key } => {
@@ -213,10 +213,11 @@ impl Inner {
 }
 
 impl Net {
-    /// Tells the neighbours what this node gets for the LAN.
-    fn claim(&self, object: ObjectId, blocks: Range<u32>, on: bool) {
+    /// Tells the neighbours, or one of them, what this node gets for the LAN.
+    fn claim(&self, object: ObjectId, blocks: Range<u32>, on: bool, to: Option<PeerId>) {
         let blocks: BlockSet = std::iter::once(blocks).collect();
-        for tunnel in self.neighbours() {
+        let named = |tunnel: &&Arc<dyn Tunnel>| to.is_none_or(|to| tunnel.info().peer == to);
+        for tunnel in self.neighbours().filter(named) {
             let claim = Message::Getting { object, blocks: blocks.clone(), on };
             // A neighbour that does not hear it fetches twice, and no worse.
             let _ = tunnel.tell(claim);

@@ -35,15 +35,37 @@ const INDEX_MAX: u64 = 1 << 30;
 const RUN: u32 = 16;
 const RUNS: usize = 2;
 
+/// Says whether a root is of the layer that is meant.
+type Fits<'a> = dyn Fn(&LayerRoot) -> Result<(), String> + Send + Sync + 'a;
+
+/// The roots that peers have of one blob's index, which agree with one another.
+pub struct IndexOffers {
+    blob: Digest,
+    offers: Vec<(PeerId, LayerRoot)>,
+    near: bool,
+}
+
+impl IndexOffers {
+    /// Whether a neighbour is among those who have it.
+    pub fn are_near(&self) -> bool {
+        self.near
+    }
+}
+
 impl Engine {
-    /// The index of a blob from a peer that has it. `fits` says whether a root is
-    /// of the layer that is meant. `None` if nobody has one, or peers contradict
-    /// one another.
+    /// The index of a blob from a peer that has it. `None` if nobody has one that
+    /// fits, or peers contradict one another.
     pub async fn index_from_peers(
         &self,
         blob: &Digest,
-        fits: &(dyn Fn(&LayerRoot) -> Result<(), String> + Send + Sync),
+        fits: &Fits<'_>,
     ) -> Option<(LayerRoot, IndexParts)> {
+        self.offered_index(&self.index_offers(blob, fits).await?).await
+    }
+
+    /// Who has an index of a blob that fits. `None` if nobody has, or peers
+    /// contradict one another.
+    pub async fn index_offers(&self, blob: &Digest, fits: &Fits<'_>) -> Option<IndexOffers> {
         let inner = &self.inner;
         let mut offers = inner.roots(blob).await;
         if offers.is_empty() {
@@ -66,8 +88,15 @@ impl Engine {
             warn!(%blob, a = ?other, b = ?peer, "peers' indexes contradict each other: neither is used");
             return None;
         }
+        let near = offers.iter().any(|(peer, _)| inner.is_near(peer));
+        Some(IndexOffers { blob: *blob, offers, near })
+    }
+
+    /// An index that peers offer, neighbours' first.
+    pub async fn offered_index(&self, offered: &IndexOffers) -> Option<(LayerRoot, IndexParts)> {
+        let (inner, blob, offers) = (&self.inner, &offered.blob, &offered.offers);
         let mut tried = HashSet::new();
-        for (_, root) in &offers {
+        for (_, root) in offers {
             // Seek tables and skeletons differ with who built them.
             if !tried.insert(root.encode()) {
                 continue;
@@ -167,6 +196,12 @@ impl Inner {
             (peer, self.ask_all(&peer, want).await.unwrap_or_default())
         };
         self.reachable().into_iter().map(ask).collect()
+    }
+
+    fn is_near(&self, peer: &PeerId) -> bool {
+        let state = self.state();
+        let peer = state.net.as_ref().and_then(|net| net.peers.get(peer));
+        peer.is_some_and(|peer| peer.near == Near::Lan)
     }
 
     /// Peers that can be asked, neighbours first.

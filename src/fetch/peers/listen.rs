@@ -10,7 +10,7 @@ use crate::fetch::driver::State;
 use crate::fetch::engine::Inner;
 use crate::fetch::schedule::{BlockKey, Event, Refusal, RequestId};
 use crate::fetch::tunnel::{
-    self, Content, Ended, EventKind, Events, Near, Tunnel, TunnelId, Wrong,
+    self, Content, Ended, EventKind, Events, Fault, Near, Tunnel, TunnelId, Wrong,
 };
 use crate::types::PeerId;
 use crate::wire::Ledger;
@@ -85,9 +85,14 @@ impl Inner {
     }
 
     fn on_down(self: &Arc<Self>, peer: PeerId, id: TunnelId, why: &Ended) {
-        debug!(?peer, %why, "tunnel closed");
         let mut state = self.state();
         let Some(net) = state.net.as_mut() else { return };
+        match why {
+            // That it stalled may be its line's fault: the scheduler leaves it alone.
+            Ended::Fault { fault: Fault::Stalled, .. } => info!(?peer, "tunnel closed: {why}"),
+            Ended::Fault { .. } => net.misbehaved(peer, why),
+            _ => debug!(?peer, %why, "tunnel closed"),
+        }
         net.tunnels.remove(&id);
         net.asked.retain(|_, asked| asked.tunnel != id);
         net.assemblies.forget_tunnel(id);

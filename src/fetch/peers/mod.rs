@@ -8,6 +8,7 @@
 //! - `relay` has one neighbour read what has no index, and hands it on;
 //! - `news` says and hears who holds, wants and gets what;
 //! - `control` is the seam to the node's part in the swarm: trackers, discovery;
+//! - `penalty` shuts out who misbehaves;
 //! - `find` has holders of a layer searched for whom there is no tunnel to;
 //! - `dial` keeps connections to addresses that were given.
 //!
@@ -22,6 +23,7 @@ mod find;
 mod index;
 mod listen;
 mod news;
+mod penalty;
 mod question;
 mod relay;
 
@@ -33,12 +35,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub use self::find::Finder;
+pub use self::index::IndexOffers;
 
 use self::ask::{Asked, Assemblies};
 use self::control::Findings;
 pub use self::control::{Control, Link};
 use self::find::Searches;
 use self::news::{Heard, Listener, LookUp};
+use self::penalty::Penalties;
 use self::question::Questions;
 use super::driver::State;
 use super::engine::{Engine, Inner};
@@ -72,6 +76,7 @@ pub(super) struct Net {
     announced: HashSet<Home>,
     lookups: HashMap<Home, LookUp>,
     findings: Findings,
+    penalties: Penalties,
     /// Layers whose holders are searched for.
     searches: Searches,
     /// Told when holdings have changed that somebody listens to.
@@ -162,6 +167,7 @@ impl Engine {
             announced: HashSet::new(),
             lookups: HashMap::new(),
             findings: Findings::default(),
+            penalties: Penalties::default(),
             searches: Searches::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Net, from_wire};
 use crate::fetch::driver::State;
@@ -18,7 +18,7 @@ use crate::fetch::schedule::{self, BlockKey, Class, Event, Scope, Wanted};
 use crate::fetch::tunnel::{Near, SendError, TunnelId};
 use crate::store::Store;
 use crate::types::{ObjectId, PeerId};
-use crate::wire::{self, BlockSet, Have, Holding, Home, LedgerError, Mark, Message};
+use crate::wire::{Applied, BlockSet, Have, Holding, Home, LedgerError, Mark, Message};
 
 /// What is new is told neighbours and others after this long, together.
 const PAUSE_LAN: Duration = Duration::from_millis(20);
@@ -62,7 +62,7 @@ impl Inner {
                     net.forget_listener(tunnel, home);
                 }
             }
-            Message::Have(have) => self.on_have(peer, tunnel, have),
+            Message::Have(have) => self.on_have(peer, have),
             Message::Wants { home, on } => {
                 let home = from_wire(&home);
                 self.tell(&mut self.state(), Event::Wants { peer, home, on });
@@ -136,7 +136,7 @@ impl Inner {
         net.changed.notify_one();
     }
 
-    fn on_have(self: &Arc<Self>, id: PeerId, tunnel: TunnelId, have: Have) {
+    fn on_have(self: &Arc<Self>, id: PeerId, have: Have) {
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(net) = state.net.as_mut() else { return };
@@ -146,22 +146,24 @@ impl Inner {
             let located = self.locator.cached(object)?;
             located.index.specs().get(located.number as usize).map(|spec| spec.block_count())
         };
-        let applied = match peer.ledger.apply(have, counts) {
-            Ok(applied) => applied,
+        let mut applied = Applied { root: false, last: true, changes: Vec::new() };
+        match peer.ledger.apply(have, counts) {
+            Ok(news) => applied = news,
             Err(LedgerError::Gap) => {
                 peer.answered.remove(&home);
                 net.subscribe(&id, home);
                 return;
             }
-            Err(error) if error.is_fault() => {
-                warn!(peer = ?id, "{error}");
-                if let Some(link) = net.tunnels.get(&tunnel) {
-                    link.close(wire::Refusal::Protocol);
-                }
-                return;
+            Err(error) if error.is_fault() => return net.misbehaved(id, &error),
+            // It holds more than is remembered of one peer: of this no more is heard.
+            Err(error @ LedgerError::TooMany) => {
+                debug!(peer = ?id, ?home, "{error}");
+                let message = peer.ledger.unsubscribe(home);
+                let link = peer.news.and_then(|tunnel| net.tunnels.get(&tunnel));
+                let _ = link.map(|link| link.tell(message));
             }
             Err(_) => return,
-        };
+        }
         if !applied.changes.is_empty() {
             peer.holds.insert(home);
         }
@@ -312,8 +314,17 @@ impl Net {
 
     /// Looks for peers that hold anything of a home: says at once what is known of
     /// all, or nothing while answers are awaited.
+    ///
+    /// Neighbours are asked anew even if they have answered before: what they get for
+    /// the LAN they say first to one that wants it too.
     pub(super) fn look_up(&mut self, home: Home, lan: bool) -> Option<bool> {
         self.follow(home);
+        let near = self.peers.iter_mut().filter(|(_, peer)| lan && peer.is_neighbour());
+        let anew: Vec<PeerId> =
+            near.filter_map(|(id, peer)| peer.answered.remove(&home).then_some(*id)).collect();
+        for peer in anew {
+            self.subscribe(&peer, home);
+        }
         let asked = self.peers.iter().filter(|(_, peer)| (peer.near == Near::Lan) == lan);
         let asked = asked.filter(|(_, peer)| peer.news.is_some());
         let waiting: HashSet<PeerId> =

@@ -358,7 +358,7 @@ impl Scheduler {
                 if let Some(block) = self.blocks.get_mut(r) {
                     block.claimed = false;
                 }
-                self.say_claim(home, run, key, false);
+                self.say_claim(home, run, key, false, None);
             }
             self.blocks.set_state(r, State::Queued);
             self.hurry(r);

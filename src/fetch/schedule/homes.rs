@@ -33,6 +33,8 @@ pub(super) struct HomeState {
     pub(super) wanters: PeerSet,
     /// Wanted blocks.
     pub(super) blocks: usize,
+    /// A reader wants something of it.
+    pub(super) hurried: bool,
     /// Neighbours were told that it is wanted.
     pub(super) announced: bool,
     pub(super) last_progress: Time,
@@ -62,6 +64,7 @@ impl HomeState {
             ladder: Ladder::new(size, theta, registry),
             wanters: PeerSet::default(),
             blocks: 0,
+            hurried: false,
             announced: false,
             last_progress: now,
             not_before: None,
@@ -75,9 +78,10 @@ impl HomeState {
         }
     }
 
-    /// A neighbour begins or ends to want it.
-    pub(super) fn set_wanter(&mut self, slot: Slot, on: bool) {
-        if on != self.wanters.contains(slot) {
+    /// A neighbour begins or ends to want it; `false` if that was known.
+    pub(super) fn set_wanter(&mut self, slot: Slot, on: bool) -> bool {
+        let news = on != self.wanters.contains(slot);
+        if news {
             if on {
                 self.wanters.insert(slot);
             } else {
@@ -85,6 +89,7 @@ impl HomeState {
             }
             self.orders.clear();
         }
+        news
     }
 
     /// Who shall get run `run` for the LAN, first in order first.

@@ -528,34 +528,4 @@ impl Scheduler {
             self.claim(r);
         }
     }
-
-    /// Tells the neighbours that this node gets a block from beyond the LAN.
-    pub(super) fn claim(&mut self, r: Ref) {
-        let Some(block) = self.blocks.get_mut(r).filter(|b| !b.claimed) else { return };
-        if self.peers.lan.is_empty() {
-            return;
-        }
-        block.claimed = true;
-        let (home, run, key) = (block.home, block.run, block.key);
-        let live = self.live_neighbours();
-        if let Some(state) = self.homes.get_mut(home) {
-            state.claim(run, None, |slot| live.contains(slot), &self.me, &self.peers);
-        }
-        self.say_claim(home, run, key, true);
-    }
-
-    /// One claim for neighbouring blocks.
-    pub(super) fn say_claim(&mut self, home: u32, run: u32, key: BlockKey, on: bool) {
-        let Some(home) = self.homes.get(home).map(|s| s.home) else { return };
-        if let Some(Action::Claim { object, blocks, run: same, on: how, .. }) =
-            self.actions.last_mut()
-            && (*object, *same, *how) == (key.object, run, on)
-            && blocks.end == key.index
-        {
-            blocks.end += 1;
-            return;
-        }
-        let blocks = key.index..key.index + 1;
-        self.actions.push(Action::Claim { home, run, object: key.object, blocks, on });
-    }
 }

@@ -16,10 +16,11 @@
 //! The layers of it, from the bottom: `peer_set`, `sizes`, `plan` (PreSchedule),
 //! `lan` (who gets what for the LAN); the tables `table`, `holdings`, `peers`,
 //! `homes`, `registry`; and the machine: `wants` (what is wanted), `verdict`
-//! (whom a block may be asked of), `planning`, `issue`, `hedge`, `answer`.
+//! (whom a block may be asked of), `planning`, `issue`, `claims`, `hedge`, `answer`.
 
 mod answer;
 mod check;
+mod claims;
 mod hedge;
 mod holdings;
 mod homes;
@@ -42,7 +43,7 @@ use std::time::Duration;
 
 pub use lan::{builders, order as lan_order};
 pub use model::*;
-pub use plan::{Lane as PlanLane, Piece as PlanPiece, Placed, pre_schedule};
+pub use plan::{Groups as PlanGroups, Lane as PlanLane, Piece as PlanPiece, Placed, pre_schedule};
 pub use registry::{DUPLICATE_DISTANCE, GAP, RUN_BULK, RUN_MIN, RUN_READER};
 pub use sizes::{WIRE_MAX, assignment, bulk_cap, line_holds, wire_request};
 pub use swarm::{ScoreParts, Standing};

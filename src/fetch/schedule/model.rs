@@ -459,6 +459,8 @@ pub enum Action {
         blocks: Range<u32>,
         /// Whether it does.
         on: bool,
+        /// One that has come later; all of them if none is named.
+        to: Option<PeerId>,
     },
     /// Tell a neighbour that a reader here waits for a block it is to get.
     Ask {

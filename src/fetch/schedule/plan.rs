@@ -40,6 +40,36 @@ pub struct Piece {
     pub name: u32,
 }
 
+/// Sets of peers that hold the same pieces, by number. They lie one behind the other:
+/// a plan looks into one for every piece, in no order, and a set of its own memory
+/// each would mean to wait for memory each time.
+#[derive(Clone, Debug, Default)]
+pub struct Groups {
+    ends: Vec<u32>,
+    peers: Vec<u16>,
+}
+
+impl Groups {
+    /// Takes in a set of peers, by their numbers; gives its own.
+    pub fn push(&mut self, peers: impl IntoIterator<Item = u16>) -> u32 {
+        self.peers.extend(peers);
+        self.ends.push(self.peers.len() as u32);
+        self.ends.len() as u32 - 1
+    }
+
+    /// The peers of a set.
+    fn get(&self, group: u32) -> Option<&[u16]> {
+        let group = group as usize;
+        let start =
+            group.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        self.peers.get(start as usize..*self.ends.get(group)? as usize)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u16]> {
+        (0..self.ends.len() as u32).filter_map(|group| self.get(group))
+    }
+}
+
 /// Where a piece goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Placed {
@@ -55,13 +85,12 @@ pub struct Placed {
 /// first. Gives them in order of priority; a piece whose group has no lane is
 /// left out. `lanes` are left as they would be after all of it.
 ///
-/// `peers` are the lanes of each peer, `groups` the peers that hold the same
-/// pieces, by number. Lanes are compared by when a piece of the largest size
+/// `peers` are the lanes of each peer, by number. Lanes are compared by when a piece of the largest size
 /// would arrive, so a smaller one arrives no later than the largest could.
 pub fn pre_schedule(
     lanes: &mut [Lane],
     peers: &[Range<u32>],
-    groups: &[Vec<u32>],
+    groups: &Groups,
     pieces: &mut [Piece],
 ) -> Vec<Placed> {
     pieces.sort_unstable_by_key(|piece| piece.order);
@@ -69,12 +98,12 @@ pub fn pre_schedule(
     let mut peers = Peers::new(lanes, peers, f64::from(largest));
     let large = groups.iter().any(|group| group.len() > SCAN_MAX);
     let mut heaps: Vec<Option<Heap>> = Vec::new();
-    heaps.resize_with(if large { groups.len() } else { 0 }, || None);
+    heaps.resize_with(if large { groups.ends.len() } else { 0 }, || None);
     let mut placed = Vec::with_capacity(pieces.len());
     for piece in pieces.iter() {
-        let Some(group) = groups.get(piece.group as usize) else { continue };
+        let Some(group) = groups.get(piece.group) else { continue };
         let peer = if group.len() <= SCAN_MAX {
-            group.iter().copied().min_by_key(|peer| peers.at[*peer as usize])
+            group.iter().copied().min_by_key(|peer| peers.at[usize::from(*peer)])
         } else {
             let heap = &mut heaps[piece.group as usize];
             heap.get_or_insert_with(|| Heap::new(&peers.at, group)).first(&peers.at)
@@ -125,8 +154,8 @@ impl<'a> Peers<'a> {
     }
 
     /// Gives a peer a piece: on which lane, and when it arrives.
-    fn give(&mut self, peer: u32, bytes: u32) -> Option<(u32, f64)> {
-        let peer = peer as usize;
+    fn give(&mut self, peer: u16, bytes: u32) -> Option<(u32, f64)> {
+        let peer = usize::from(peer);
         if self.at[peer] == NEVER {
             return None;
         }
@@ -154,18 +183,18 @@ impl<'a> Peers<'a> {
 /// The peers of a group by when a piece would arrive. A peer only gets later
 /// during a plan, so an entry that another group's piece has made stale is a
 /// lower bound: it is corrected when it comes to the top.
-struct Heap(BinaryHeap<Reverse<(u64, u32)>>);
+struct Heap(BinaryHeap<Reverse<(u64, u16)>>);
 
 impl Heap {
-    fn new(at: &[u64], group: &[u32]) -> Self {
-        Self(group.iter().map(|peer| Reverse((at[*peer as usize], *peer))).collect())
+    fn new(at: &[u64], group: &[u16]) -> Self {
+        Self(group.iter().map(|peer| Reverse((at[usize::from(*peer)], *peer))).collect())
     }
 
-    fn first(&mut self, at: &[u64]) -> Option<u32> {
+    fn first(&mut self, at: &[u64]) -> Option<u16> {
         loop {
             let mut top = self.0.peek_mut()?;
             let Reverse((was, peer)) = *top;
-            let is = at[peer as usize];
+            let is = at[usize::from(peer)];
             if was == is {
                 return Some(peer);
             }
@@ -224,11 +253,14 @@ mod tests {
             (any::<u32>(), 0u32..3), 0..300), seed in any::<u64>()) {
             let mut rng = fastrand::Rng::with_seed(seed);
             let peers = peers(lanes.len() as u32, &mut rng);
-            let all: Vec<u32> = (0..peers.len() as u32).collect();
-            let some: Vec<u32> = all.iter().copied().filter(|_| rng.bool()).collect();
-            let groups = vec![all, some, vec![]];
+            let all: Vec<u16> = (0..peers.len() as u16).collect();
+            let some: Vec<u16> = all.iter().copied().filter(|_| rng.bool()).collect();
+            let mut groups = Groups::default();
+            for group in [all, some, vec![]] {
+                groups.push(group);
+            }
             let flat: Vec<Vec<u32>> = groups.iter().map(|group| {
-                group.iter().flat_map(|p| peers[*p as usize].clone()).collect()
+                group.iter().flat_map(|p| peers[usize::from(*p)].clone()).collect()
             }).collect();
             let mut pieces: Vec<Piece> = (0u32..).zip(pieces).map(|(name, (order, group))| Piece {
                 order: u128::from(order) << 32 | u128::from(name), bytes: 1 << 20, group, name,
@@ -247,7 +279,8 @@ mod tests {
         #[test]
         fn no_later_than_the_largest(lanes in lanes(), sizes in prop::collection::vec(1u32..1 << 24, 1..300)) {
             let peers: Vec<Range<u32>> = (0..lanes.len() as u32).map(|n| n..n + 1).collect();
-            let groups = vec![(0..lanes.len() as u32).collect::<Vec<_>>()];
+            let mut groups = Groups::default();
+            groups.push(0..lanes.len() as u16);
             let largest = f64::from(sizes.iter().copied().max().unwrap_or(0));
             let mut pieces: Vec<Piece> = (0u32..).zip(sizes).map(|(name, bytes)| Piece {
                 order: u128::from(name), bytes, group: 0, name }).collect();
@@ -267,12 +300,10 @@ mod tests {
     fn an_idle_lane_starts_now_and_a_busy_one_when_it_is_through() {
         let mut lanes = vec![Lane { ready: 3.0, speed: 2.0 }, Lane { ready: 0.0, speed: 1.0 }];
         let piece = |name| Piece { order: u128::from(name), bytes: 2, group: 0, name };
-        let placed = pre_schedule(
-            &mut lanes,
-            &[0..1, 1..2],
-            &[vec![0, 1]],
-            &mut [piece(0), piece(1), piece(2)],
-        );
+        let mut groups = Groups::default();
+        groups.push([0, 1]);
+        let pieces = &mut [piece(0), piece(1), piece(2)];
+        let placed = pre_schedule(&mut lanes, &[0..1, 1..2], &groups, pieces);
         let lanes: Vec<u32> = placed.iter().map(|p| p.lane).collect();
         let arrivals: Vec<f64> = placed.iter().map(|p| p.arrival).collect();
         assert_eq!((lanes, arrivals), (vec![1, 0, 1], vec![2.0, 4.0, 4.0]));

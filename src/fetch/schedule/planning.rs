@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::model::{Action, Class, Time};
 use super::peer_set::PeerSet;
-use super::plan::{Lane as PlanLane, Piece, pre_schedule};
+use super::peers::REGISTRY;
+use super::plan::{Groups, Lane as PlanLane, Piece, pre_schedule};
 use super::sizes::assignment;
 use super::table::{Block, Lane, Ref, State};
 use super::verdict::{Theft, Verdict, View};
@@ -19,6 +20,9 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// each block, so that planning takes no more than a few percent of a core.
 const PAUSE: Duration = Duration::from_millis(2);
 const PAUSE_PER_BLOCK: Duration = Duration::from_micros(2);
+
+/// What a neighbour is about to pass is left to it for so long.
+const COMING: Duration = Duration::from_secs(2);
 
 /// Blocks placed by one plan, the most urgent ones: 4 GiB and more. The next plan
 /// is made long before they have come.
@@ -35,6 +39,9 @@ pub(super) struct Planning {
     pub(super) again: Option<Time>,
     pub(super) timer: Option<Time>,
     last: Option<Time>,
+    /// Spans that only a registry has all of, by layer and entry: how far a run must
+    /// read into them, as a place in the stream.
+    pub(super) read_anyway: HashMap<(u32, u64), u64>,
     /// Since when nothing was got from beyond the LAN, though there is something.
     idle_since: Option<Time>,
 }
@@ -56,8 +63,8 @@ struct Lanes {
     lanes: Vec<PlanLane>,
     /// The lanes of each peer, and each peer's number here.
     peers: Vec<Range<u32>>,
-    by_slot: BTreeMap<u8, u32>,
-    groups: Vec<Vec<u32>>,
+    by_slot: BTreeMap<u8, u16>,
+    groups: Groups,
     by_set: HashMap<PeerSet, u32>,
 }
 
@@ -103,11 +110,13 @@ impl Scheduler {
         self.planning.again = None;
         self.planning.last = Some(self.now);
         let view = self.view();
+        self.note_read_anyway(&view);
         self.clear_queues();
         let mut lanes = self.lanes(&view);
         let mut items: Vec<Item> = Vec::new();
         let mut lacking: BTreeSet<u32> = BTreeSet::new();
-        let mut theft: Option<Theft> = None;
+        let mut thefts: BTreeSet<Theft> = BTreeSet::new();
+        let mut coming: BTreeSet<(u32, u32)> = BTreeSet::new();
         let mut crossing = false;
         let refs: Vec<Ref> = self.blocks.iter().map(|(r, _)| r).collect();
         for r in refs {
@@ -117,6 +126,9 @@ impl Scheduler {
                 continue;
             }
             let home = block.home;
+            if !block.getting.and(self.peers.lan).is_empty() {
+                coming.insert((home, block.run));
+            }
             let verdict = self.verdict(r, &view);
             if self.lacks_source(&verdict, &view) {
                 lacking.insert(home);
@@ -133,8 +145,8 @@ impl Scheduler {
                     items.extend(self.blocks.get(r).map(|b| item(r, b, lanes.group(set))));
                 }
                 Verdict::Registry => crossing = true,
-                Verdict::Reserve { theft: Some(t), .. } => {
-                    theft = Some(theft.map_or(t, |other| other.min(t)));
+                Verdict::Reserve { theft: Some(theft), .. } => {
+                    thefts.insert(theft);
                 }
                 Verdict::Reserve { .. } | Verdict::Stuck => {}
             }
@@ -143,8 +155,32 @@ impl Scheduler {
         for home in lacking {
             self.climb(home, LadderEvent::PeersFailed);
         }
-        self.steal(theft, crossing);
+        let is_coming = |theft: &Theft| coming.contains(&(theft.home, theft.run.0));
+        let free = thefts.iter().find(|theft| !is_coming(theft)).map(|theft| (*theft, false));
+        let theft = free.or_else(|| thefts.first().map(|theft| (*theft, true)));
+        self.steal(theft.filter(|_| !crossing));
         self.endgame(&view);
+    }
+
+    /// What a run at the registry must decode on its way is not asked of peers beyond
+    /// the LAN, though they have it: it would come over the line twice.
+    fn note_read_anyway(&mut self, view: &View) {
+        self.planning.read_anyway.clear();
+        let sound = view.alive.without(view.shaky).without(self.peers.slow);
+        if sound.without(self.peers.lan).is_empty() {
+            return;
+        }
+        for (_, block) in self.blocks.iter() {
+            let Some(place) = &block.place else { continue };
+            let flying_to = block.flying_peers();
+            let elsewhere = !flying_to.is_empty() && !flying_to.contains(REGISTRY);
+            let has = !block.holders.without(block.refused).and(sound).is_empty();
+            if elsewhere || has || !block.getting.and(self.peers.lan).is_empty() {
+                continue;
+            }
+            let end = self.planning.read_anyway.entry((block.home, place.entry)).or_default();
+            *end = place.stream.start.max(*end);
+        }
     }
 
     /// Puts a block that is not in flight into the state that its verdict says,
@@ -191,20 +227,6 @@ impl Scheduler {
         }
     }
 
-    /// What a reader waits for is claimed when it is planned: neighbours whose
-    /// readers are at the same place would not wait for it to be asked for.
-    fn claim_for_reader(&mut self, r: Ref, verdict: &Verdict) {
-        let across = verdict.crosses(&self.peers.lan);
-        let Some(block) = self.blocks.get_mut(r) else { return };
-        if across && block.class.is_reader() {
-            self.claim(r);
-        } else if block.claimed {
-            block.claimed = false;
-            let (home, run, key) = (block.home, block.run, block.key);
-            self.say_claim(home, run, key, false);
-        }
-    }
-
     fn clear_queues(&mut self) {
         for (id, tunnel) in &mut self.peers.tunnels {
             for r in std::mem::take(&mut tunnel.queue) {
@@ -229,7 +251,7 @@ impl Scheduler {
                     lanes.lanes.push(tunnel.lane());
                 }
             }
-            lanes.by_slot.insert(slot, lanes.peers.len() as u32);
+            lanes.by_slot.insert(slot, lanes.peers.len() as u16);
             lanes.peers.push(start..lanes.ids.len() as u32);
         }
         lanes
@@ -282,14 +304,16 @@ impl Scheduler {
     }
 
     /// A node that has nothing else to get from beyond the LAN helps out with
-    /// what is a neighbour's.
-    fn steal(&mut self, theft: Option<Theft>, crossing: bool) {
-        let Some(theft) = theft.filter(|_| !crossing) else {
+    /// what is a neighbour's; where a neighbour is at that very run, after a while
+    /// only: it will come by most of what it has not claimed, too.
+    fn steal(&mut self, theft: Option<(Theft, bool)>) {
+        let Some((theft, is_coming)) = theft else {
             self.planning.idle_since = None;
             return;
         };
         let since = *self.planning.idle_since.get_or_insert(self.now);
-        let due = since + self.settings.lan_grace * theft.rank * 2;
+        let patience = if is_coming { COMING } else { self.settings.lan_grace * 2 };
+        let due = since + patience * theft.rank;
         if due > self.now {
             self.plan_again_at(due);
             return;
@@ -309,8 +333,7 @@ impl Lanes {
             return *group;
         }
         let peers = set.iter().filter_map(|slot| self.by_slot.get(&slot)).copied();
-        let group = self.groups.len() as u32;
-        self.groups.push(peers.collect());
+        let group = self.groups.push(peers);
         self.by_set.insert(set, group);
         group
     }

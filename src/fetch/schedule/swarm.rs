@@ -244,10 +244,13 @@ impl Scheduler {
         };
         let known = self.homes.find(&home);
         let n = if on { self.homes.open(home, self.settings.theta, self.now) } else { known };
-        if let Some(state) = n.and_then(|n| self.homes.get_mut(n)) {
-            state.set_wanter(slot, on);
-            self.note_news(slot);
-            self.planning.dirty = true;
+        let Some(n) = n else { return };
+        let Some(state) = self.homes.get_mut(n) else { return };
+        let news = state.set_wanter(slot, on);
+        self.note_news(slot);
+        self.planning.dirty = true;
+        if news && on {
+            self.repeat_claims(n, *id);
         }
     }
 

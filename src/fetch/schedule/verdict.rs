@@ -3,7 +3,7 @@
 //! the LAN, unless a reader would otherwise miss its deadline.
 
 use super::Scheduler;
-use super::model::Time;
+use super::model::{Class, Place, Time};
 use super::peer_set::{PeerSet, Slot};
 use super::peers::REGISTRY;
 use super::table::{Block, Ref};
@@ -207,14 +207,27 @@ impl Scheduler {
         let chosen = far.and(self.peers.chosen);
         let far = if chosen.is_empty() { far } else { chosen };
         let fast = far.without(self.peers.slow);
-        if reach.swarm && !fast.is_empty() {
+        let registry = reach.registry
+            && block.place.is_some()
+            && !block.refused.contains(REGISTRY)
+            && !state.refused;
+        let passed = registry && state.not_before.is_none() && self.is_read_anyway(block);
+        if reach.swarm && !fast.is_empty() && !passed {
             return Some(Verdict::Peers(fast));
         }
-        let registry = reach.registry && block.place.is_some() && !block.refused.contains(REGISTRY);
-        if registry && !state.refused {
+        if registry {
             return Some(Verdict::Registry);
         }
         (reach.swarm && !far.is_empty()).then_some(Verdict::Peers(far))
+    }
+
+    /// Whether the registry's run that brings another block passes this one.
+    fn is_read_anyway(&self, block: &Block) -> bool {
+        let reaches = |place: &Place| {
+            let end = self.planning.read_anyway.get(&(block.home, place.entry));
+            end.is_some_and(|end| place.stream.start < *end)
+        };
+        block.class > Class::Urgent && block.place.as_ref().is_some_and(reaches)
     }
 
     /// Whether the ladder should be climbed for a block: nobody has it that is

@@ -16,6 +16,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// After this long without progress a layer's sources are looked for anew.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
+/// Neighbours may take this long to answer where no reader waits: they may be getting
+/// the layer, and it would come into the LAN twice.
+const LAN_BULK: Duration = Duration::from_millis(500);
+
 /// Blocks of a run where no stream says where runs begin.
 const RUN_BLOCKS: u32 = 256;
 
@@ -52,6 +56,9 @@ impl Scheduler {
             Class::Urgent => self.settings.wants_max * 2,
             _ => self.settings.wants_max,
         };
+        if let Some(home) = home.filter(|_| class.is_reader()) {
+            self.hurry_home(home);
+        }
         let default = (class == Class::Urgent).then(|| self.now + self.settings.urgent_deadline);
         let interest = Interest { id: interest, class, deadline: deadline.or(default) };
         for wanted in blocks {
@@ -65,6 +72,17 @@ impl Scheduler {
                 }
             };
             self.join(r, interest);
+        }
+    }
+
+    /// A reader wants something of a layer: neighbours have no more than tau to answer.
+    fn hurry_home(&mut self, n: u32) {
+        let until = self.now + self.lan_rtts.tau(self.now);
+        let Some(state) = self.homes.get_mut(n).filter(|state| !state.hurried) else { return };
+        state.hurried = true;
+        state.ladder.hurry(until);
+        if let Some(at) = state.ladder.wake() {
+            self.arm_home(n, at);
         }
     }
 
@@ -216,11 +234,12 @@ impl Scheduler {
             }
         }
         if block.claimed && delivered.is_none() {
-            self.say_claim(block.home, block.run, block.key, false);
+            self.say_claim(block.home, block.run, block.key, false, None);
         }
         if let Some(state) = self.homes.get_mut(block.home) {
             state.blocks -= 1;
             if state.blocks == 0 {
+                state.hurried = false;
                 state.stolen.clear();
                 state.forget_own();
             }
@@ -250,6 +269,7 @@ impl Scheduler {
         let now = self.now;
         let (lan, far) = (self.lan_rtts.tau(now), self.far_rtts.tau(now));
         let Some(state) = self.homes.get_mut(n) else { return };
+        let lan = if state.hurried { lan } else { lan.max(LAN_BULK) };
         let (home, before) = (state.home, state.ladder.reach());
         let tau = if state.ladder.rung() == Rung::Local { lan } else { far };
         let steps = state.ladder.apply(now, event, tau);

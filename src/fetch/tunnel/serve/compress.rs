@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use crate::types::ObjectId;
 
-/// Speed over ratio: the line is thin, but many peers may ask.
-const LEVEL: i32 = 1;
+/// The line is thin: at this level blocks of 256 KiB and 512 KiB take what the layer
+/// takes as gzip. Level 1 takes a tenth more for two thirds of the time.
+const LEVEL: i32 = 3;
 /// A block is sent compressed if that takes no more than this share of its bytes.
 const WORTH: (usize, usize) = (15, 16);
 /// After so many blocks of an object in a row that were not worth it, most are
