@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::passes::pass;
 use super::{Net, from_wire};
 use crate::fetch::driver::State;
-use crate::fetch::engine::Inner;
+use crate::fetch::engine::{Engine, Inner};
 use crate::fetch::index::LayerIndex;
 use crate::fetch::schedule::{self, BlockKey, Class, Event, Scope, Wanted};
 use crate::fetch::tunnel::{Near, SendError, TunnelId};
@@ -80,7 +80,7 @@ impl Inner {
             Message::Getting { object, blocks, on } => self.on_getting(peer, object, &blocks, on),
             Message::Ask { object, index } => self.on_ask(peer, object, index),
             Message::Passed { blob, stage, pieces } => self.on_passed(peer, blob, stage, pieces),
-            message @ (Message::Layers { .. } | Message::Control(_)) => {
+            message @ (Message::Layers { .. } | Message::Control(_) | Message::Keep(_)) => {
                 if let Some(net) = self.state().net.as_ref() {
                     net.findings.said(peer, message);
                 }
@@ -131,6 +131,17 @@ impl Inner {
         net.changed.notify_one();
     }
 
+    /// Nothing of these objects is here any more: whoever listens is to be told.
+    fn note_gone(&self, state: &mut State, objects: &[ObjectId]) {
+        let Some(net) = state.net.as_mut() else { return };
+        for object in objects {
+            for home in net.heard.objects.get(object).into_iter().flatten() {
+                net.journal.record(home, *object, Holding::Nothing);
+            }
+        }
+        net.changed.notify_one();
+    }
+
     /// A layer has an index now. Peers that listened before it had are told what is
     /// here of it.
     pub(in crate::fetch) fn note_indexed(&self, index: &LayerIndex) {
@@ -177,6 +188,9 @@ impl Inner {
         }
         if applied.last {
             peer.answered.insert(home);
+        }
+        for (object, holding) in &applied.changes {
+            net.served.heard(&id, object, holding);
         }
         let answered = if applied.last { net.answered(&id, home) } else { None };
         for (object, holding) in applied.changes {
@@ -261,6 +275,14 @@ impl Inner {
             }
             net.tell_passes(&self.spools, &**link);
         }
+    }
+}
+
+impl Engine {
+    /// Tells peers that nothing of these objects is here any more, as far as they
+    /// listen to what is here of them.
+    pub fn gone(&self, objects: &[ObjectId]) {
+        self.inner.note_gone(&mut self.inner.state(), objects);
     }
 }
 

@@ -421,7 +421,8 @@ impl Tunnel for Session {
             | Message::Layers { .. }
             | Message::Passed { .. }
             | Message::Bringing { .. }
-            | Message::Control(_) => self.send(&news),
+            | Message::Control(_)
+            | Message::Keep(_) => self.send(&news),
             _ => Err(SendError::NotNews),
         }
     }
