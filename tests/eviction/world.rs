@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use peersync::eviction::promise::{PROMISE, REFUSED};
+use peersync::eviction::promise::{ANSWER, PROMISE, REFUSED};
 use peersync::eviction::{
     Budget, Class, Item, Ledger, Member, PeerSet, View, Weights, keeper, plan,
 };
@@ -335,7 +335,9 @@ impl World {
                 && !node.ledger.binds(id, copy.whole, self.clock())
                 && (0..NODES).any(|other| {
                     let asked = node.refused.get(&(*object, other));
-                    let refused = asked.is_some_and(|at| self.now - at < REFUSED.as_secs());
+                    // A refusal counts from when it came, or was given up on.
+                    let lasts = (REFUSED + ANSWER).as_secs();
+                    let refused = asked.is_some_and(|at| self.now - at < lasts);
                     let still = node.ledger.may_drop(id, copy.whole, self.clock());
                     other != n
                         && self.knows(n, other, *object)

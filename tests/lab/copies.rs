@@ -70,11 +70,10 @@ fn push_images(lab: &Lab, len: usize) -> Vec<String> {
 /// Reads a file through the daemon: what the kernel still has of it does not count.
 #[track_caller]
 fn read(path: &Path) -> Vec<u8> {
-    let failed = |error| panic!("{}: {error}", path.display());
-    let mut file = fs::File::open(path).unwrap_or_else(failed);
+    let mut file = fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("fadvise");
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).unwrap_or_else(failed);
+    file.read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     bytes
 }
 
@@ -88,6 +87,10 @@ fn read_image(node: &Node, names: &[String], image: usize, len: usize) {
 
 fn held(node: &Node) -> u64 {
     node.status()["store"]["resident_bytes"].as_u64().expect("a number")
+}
+
+fn total(lab: &Lab) -> u64 {
+    lab.nodes().iter().map(held).sum()
 }
 
 #[track_caller]
@@ -118,8 +121,7 @@ fn three_nodes_hold_together_what_none_of_them_can() {
     }
     within_budget(&lab, "after all images came");
     let all = (len * FILES * IMAGES) as u64;
-    let total = || lab.nodes().iter().map(held).sum::<u64>();
-    assert!(total() >= all, "{} bytes are held of {all}: something is lost", total());
+    assert!(total(&lab) >= all, "{} bytes are held of {all}: something is lost", total(&lab));
     let promised: u64 = lab.nodes().iter().map(|node| node.counter("evicted_spare")).sum();
     assert!(promised > 0, "copies went on promises");
     let from_registry: u64 = lab.nodes().iter().map(|node| node.bytes("registry")).sum();
@@ -136,7 +138,7 @@ fn three_nodes_hold_together_what_none_of_them_can() {
         });
     }
     within_budget(&lab, "after all was read again");
-    assert!(total() >= all, "{} bytes are held of {all}: something is lost", total());
+    assert!(total(&lab) >= all, "{} bytes are held of {all}: something is lost", total(&lab));
     let after: u64 = lab.nodes().iter().map(|node| node.bytes("registry")).sum();
     assert_eq!(after, from_registry, "nothing came from a registry that is not there");
     for node in lab.nodes() {
