@@ -138,8 +138,9 @@ pub struct EvictionPlan {
     /// What would go but for promises that this node has given (positions in the
     /// inventory): they are to be taken back, and not to be given again.
     pub withdraw: Vec<usize>,
-    /// Bytes of last copies, and of what is promised, pinned or in use, that stay.
-    pub kept: u64,
+    /// What this node has to keep (positions in the inventory): last copies, and what
+    /// is promised, pinned or in use.
+    pub keeps: Vec<usize>,
     /// Bytes that the dropped copies occupy.
     pub frees: u64,
     /// Bytes that may become free with promises that are under way.
@@ -189,7 +190,7 @@ pub fn plan(
             drop: Vec::new(),
             ask: Vec::new(),
             withdraw: Vec::new(),
-            kept: 0,
+            keeps: Vec::new(),
             frees: 0,
             waits_for: 0,
             short: 0,
@@ -206,7 +207,7 @@ pub fn plan(
             planner.free(class, budget.hard);
         }
     }
-    planner.plan.kept = planner.kept();
+    planner.plan.keeps = planner.keeps();
     let left = occupied.saturating_sub(planner.plan.frees);
     planner.plan.short = left.saturating_sub(budget.hard).saturating_sub(planner.plan.waits_for);
     planner.plan
@@ -334,15 +335,15 @@ impl Planner<'_> {
         value(item, &self.view.weights)
     }
 
-    fn kept(&self) -> u64 {
-        let stays = self.cases.iter().zip(self.inventory).zip(&self.plan.verdicts);
+    fn keeps(&self) -> Vec<usize> {
+        let stays = self.cases.iter().zip(&self.plan.verdicts).enumerate();
         stays
-            .filter(|((case, _), verdict)| {
+            .filter(|(_, (case, verdict))| {
                 (case.class > Class::Handed || case.way == Way::Bound)
                     && !matches!(verdict, Verdict::Goes(_))
             })
-            .map(|((_, item), _)| item.bytes)
-            .fold(0, u64::saturating_add)
+            .map(|(n, _)| n)
+            .collect()
     }
 
     fn take(&mut self, item: usize, class: Class) {

@@ -13,7 +13,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::harness::layout::{Compression, Layout};
 use crate::harness::tar::Tar;
 use crate::harness::{needs_mounts, wait_until};
-use crate::world::{Lab, Node, Plan};
+use crate::world::{Lab, Line, Node, Plan};
 
 const MIB: usize = 1 << 20;
 /// What each node may hold, unless `LAB_BUDGET_MIB` says something else: 1024 is the
@@ -106,7 +106,7 @@ fn within_budget(lab: &Lab, when: &str) {
 #[test]
 fn three_nodes_hold_together_what_none_of_them_can() {
     needs_mounts!();
-    let mut lab = Lab::build(&Plan::of(1, NODES));
+    let mut lab = Lab::build(&Plan { line: Line::mbit(1000), ..Plan::of(1, NODES) });
     let len = budget() * 5 / 2 / IMAGES / FILES;
     let names = push_images(&lab, len);
     for node in lab.nodes_mut() {

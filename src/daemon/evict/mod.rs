@@ -91,8 +91,11 @@ struct State {
     /// Whether the store says that there are promises, and when the last was given.
     noted: bool,
     last_given: Duration,
-    /// Bytes that the last plan could not have gone.
+    /// Bytes that this node has to keep: those of the last plan, and what was promised
+    /// since.
     kept: u64,
+    /// The objects of the last plan, by the first bytes of their names.
+    keeps: HashSet<[u8; 8]>,
     /// When it is looked again without need.
     next_sweep: Duration,
     fruitless_until: Duration,
@@ -162,6 +165,7 @@ impl Evictor {
             noted,
             last_given: Duration::ZERO,
             kept: 0,
+            keeps: HashSet::new(),
             next_sweep: SWEEP,
             fruitless_until: Duration::ZERO,
             orphans: HashMap::new(),
@@ -291,7 +295,9 @@ impl Evictor {
         let peers = state.neighbours.members();
         let view = View { me, peers: &peers, ledger: &state.ledger, weights: self.weights };
         let plan = plan(&inventory.items, occupied, &view, &budget, now);
-        state.kept = plan.kept.saturating_add(inventory.parts.1);
+        let keeps = || plan.keeps.iter().map(|n| &inventory.items[*n]);
+        state.kept = keeps().map(|item| item.bytes).fold(inventory.parts.1, u64::saturating_add);
+        state.keeps = keeps().map(|item| first(&item.id)).collect();
         Ok(Round { disk, budget, inventory, plan })
     }
 
@@ -505,6 +511,13 @@ fn goes_as(class: Class) -> &'static str {
         Class::Pinned => "it is pinned, and the budget can be met in no other way",
         Class::InUse => "it is in use, and the budget can be met in no other way",
     }
+}
+
+/// Enough of a name to tell this node's objects apart by.
+fn first(id: &ObjectId) -> [u8; 8] {
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.as_bytes()[..8]);
+    first
 }
 
 pub(super) fn unix_time() -> u64 {

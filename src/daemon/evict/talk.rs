@@ -8,8 +8,8 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use super::neighbours::Asked;
-use super::{EvictError, Evictor, Node, Round, State};
-use crate::eviction::promise::PROMISE;
+use super::{EvictError, Evictor, Node, Round, State, first};
+use crate::eviction::promise::{PROMISE, Standing};
 use crate::eviction::{Member, Parties, Pressure};
 use crate::store::Store;
 use crate::types::{ObjectId, PeerId};
@@ -120,8 +120,10 @@ impl Evictor {
             let promised = {
                 let mut state = self.state();
                 self.note_promises(&mut state)?;
-                let limit = if full { budget.soft } else { u64::MAX };
                 let now = self.now();
+                // Of two that ask each other one must, however full it is.
+                let crossed = state.ledger.standing(object, now) == Standing::Open;
+                let limit = if full && !crossed { budget.soft } else { u64::MAX };
                 state.may_promise(object, bytes, limit, budget.hard / 2)
                     // Looked at again, as it may have been removed meanwhile.
                     && self.store.is_durable(object)?
@@ -311,8 +313,9 @@ impl Evictor {
 impl State {
     /// Whether one more object may be promised. A store above its soft mark promises
     /// only what its last copies leave room for, so that these are spread over the
-    /// LAN as there is room; and never more than `most` in all: whoever asks without
-    /// end can't keep this node from having anything go.
+    /// LAN as there is room, and what it has to keep anyway; and never more than
+    /// `most` in all: whoever asks without end can't keep this node from having
+    /// anything go.
     fn may_promise(&self, object: &ObjectId, bytes: u64, limit: u64, most: u64) -> bool {
         if self.going.contains(object) || self.leaving.contains_key(object) {
             return false;
@@ -321,11 +324,13 @@ impl State {
             return true;
         }
         let promised = self.promised.values().sum::<u64>().saturating_add(bytes);
-        promised <= most && self.kept.saturating_add(bytes) <= limit
+        let kept = self.keeps.contains(&first(object));
+        promised <= most && (kept || self.kept.saturating_add(bytes) <= limit)
     }
 
     fn gave(&mut self, object: &ObjectId, bytes: u64, now: Duration) -> bool {
-        if self.promised.insert(*object, bytes).is_none() {
+        let new = self.promised.insert(*object, bytes).is_none();
+        if new && !self.keeps.contains(&first(object)) {
             self.kept = self.kept.saturating_add(bytes);
         }
         self.last_given = now;
