@@ -131,12 +131,18 @@ impl Inner {
         net.changed.notify_one();
     }
 
-    /// Nothing of these objects is here any more: whoever listens is to be told.
+    /// These objects were removed: whoever listens is to be told, also of what has
+    /// come again since.
     fn note_gone(&self, state: &mut State, objects: &[ObjectId]) {
         let Some(net) = state.net.as_mut() else { return };
         for object in objects {
-            for home in net.heard.objects.get(object).into_iter().flatten() {
+            let homes = net.heard.objects.get(object).into_iter().flatten();
+            let again = holding(&self.store, object);
+            for home in homes {
                 net.journal.record(home, *object, Holding::Nothing);
+                if let Some((_, held)) = &again {
+                    net.journal.record(home, *object, held.clone());
+                }
             }
         }
         net.changed.notify_one();
