@@ -1,8 +1,13 @@
-//! What a plan costs, and what it is good for: `cargo bench --bench eviction`.
+//! What a plan costs, what a reader notices, and what it is good for: `cargo bench
+//! --bench eviction -- [plan|reads|site ...]`.
 //!
-//! The second part is deterministic: the same figures on every machine, however
-//! busy.
+//! The last part is deterministic: the same figures on every machine, however busy.
+//! The second needs root and `/dev/fuse`.
 
+#[path = "../../tests/e2e/harness/mod.rs"]
+#[allow(dead_code, unused_imports, unused_macros)]
+mod harness;
+mod reads;
 mod site;
 
 use std::hint::black_box;
@@ -18,7 +23,21 @@ const OBJECTS: usize = 1_000_000;
 const ROUNDS: usize = 11;
 
 fn main() {
-    planning();
+    // cargo adds `--bench`.
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wanted = |part: &str| asked.is_empty() || asked.iter().any(|asked| asked == part);
+    if wanted("plan") {
+        planning();
+    }
+    if wanted("reads") {
+        reads::reads_while_evicting();
+    }
+    if wanted("site") {
+        experiments();
+    }
+}
+
+fn experiments() {
     // The first is the one of docs/BENCHMARKS.md in full; the others say how far
     // it carries.
     let base = Setting {

@@ -60,7 +60,8 @@ fn judge(table: Table, key: &[u8], payload: &[u8]) -> Result<(), (Kind, String)>
 fn key_fits(table: Table, key: &[u8]) -> bool {
     match table {
         Table::State => {
-            [keys::STATE_SESSION, keys::STATE_NEXT_OBJECT, keys::STATE_NEXT_SLOT].contains(&key)
+            let known = [keys::STATE_SESSION, keys::STATE_NEXT_OBJECT, keys::STATE_NEXT_SLOT];
+            known.contains(&key) || key == keys::STATE_PROMISED
         }
         Table::Objects | Table::Marks | Table::Removing | Table::Accesses => {
             keys::parse_object(key).is_some()

@@ -4,6 +4,7 @@
 //! that name the nearest right one, and `PEERSYNC_<SECTION>_<KEY>` overrides
 //! the file.
 
+mod eviction;
 mod mirror;
 mod size;
 mod swarm;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use eviction::EvictionConfig;
 pub use mirror::{Logins, MirrorConfig};
 pub use size::{ByteSize, Share};
 pub use swarm::{ByteRate, LimitsConfig, Network, PeerAddress, SwarmConfig};
@@ -23,6 +25,7 @@ pub const DEFAULT_PATH: &str = "/etc/peersync/config.toml";
 /// Sections and keys that a configuration may have.
 const KEYS: &[(&str, &[&str])] = &[
     ("store", &["path", "max_size", "min_free", "verify"]),
+    ("eviction", &["horizon", "lan_cost", "overhead", "spare_after", "popularity"]),
     (
         "mount",
         &["path", "resolve_group", "no_progress_timeout", "threads", "stack_depth", "readahead"],
@@ -55,6 +58,8 @@ const KEYS: &[(&str, &[&str])] = &[
 pub struct Config {
     /// The block store.
     pub store: StoreConfig,
+    /// What the store lets go of.
+    pub eviction: EvictionConfig,
     /// The file system.
     pub mount: MountConfig,
     /// The containerd snapshotter.
@@ -324,6 +329,7 @@ impl Config {
         bound("mount.threads", self.mount.threads as u64, 1..=64)?;
         bound("mount.stack_depth", u64::from(self.mount.stack_depth), 0..=1)?;
         bound("registry.connections", self.registry.connections as u64, 2..=64)?;
+        self.eviction.check()?;
         self.mirror.check()?;
         self.swarm.check()
     }
@@ -416,6 +422,7 @@ mod tests {
         assert_eq!(config.store.min_free, Share::Percent(10));
         let config = parse(
             "[store]\npath='/s'\nmax_size='20GiB'\nmin_free='5%'\nverify='always'\n\
+             [eviction]\nhorizon=60\nlan_cost=0.1\noverhead='1MiB'\nspare_after=600\npopularity=1\n\
              [mount]\npath='/m'\nresolve_group='g'\nno_progress_timeout=5\nthreads=2\nstack_depth=0\nreadahead=false\n\
              [snapshotter]\nsocket='/x'\n[admin]\nlisten=''\n[mirror]\nlisten='127.0.0.1:1'\nupstream='a.b'\nregistries=['c.d:1']\nlogins='node'\n[registry]\nhosts_dir='/h'\nplain_http=['a:1']\nconnections=2\n[trust]\nindex=['self']\n\
              [swarm]\nlisten='127.0.0.1:7400'\ncontrol='127.0.0.1:7401'\nbootstrap=['a.b:7401']\nlan_multicast=false\nkey_file='/k'\nrevoked_file='/r'\npeers=['10.1.0.2:7400','a.b:1']\nopen=false\nlan=['10.1.0.0/16']\n\
@@ -423,6 +430,7 @@ mod tests {
         )
         .expect("all keys");
         assert_eq!(config.store.max_size, Some(ByteSize(20 << 30)));
+        assert_eq!((config.eviction.horizon, config.eviction.spare_after), (60, 600));
         assert!(!config.believes(IndexOrigin::Registry) && config.believes(IndexOrigin::Own));
         assert_eq!(config.limits.upload.per_second(), Some(50_000_000));
         assert_eq!(config.swarm.peers.len(), 2);
@@ -444,6 +452,12 @@ mod tests {
             "[store]\nmax_size = 'many'",
             "[store]\nmin_free = '101%'",
             "store = 1",
+            "[eviction]\nhorizon = 0",
+            "[eviction]\nlan_cost = 1.5",
+            "[eviction]\nlan_cost = nan",
+            "[eviction]\noverhead = '2GiB'",
+            "[eviction]\nspare_after = 1",
+            "[eviction]\npopularity = -1",
             "[admin]\nlisten = '7070'",
             "[mirror]\nlisten = '5005'",
             "[mirror]\nupstream = 'https://docker.io'",

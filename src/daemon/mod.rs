@@ -26,7 +26,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Failure, FailureKind, SOCKET};
 use crate::blocks::{BlockReader, ReadThrough, Settings as ReadSettings};
-use crate::config::{Config, IndexOrigin, Verify};
+use crate::config::{Config, EvictionConfig, IndexOrigin, Verify};
+use crate::eviction::Weights;
 use crate::fetch::{Engine, Names, Registries, RegistrySource, StoreServer};
 use crate::fs::{FileSystem, FsOptions, Root};
 use crate::fuse::{MountError, MountOptions};
@@ -237,7 +238,8 @@ impl Node {
             Arc::clone(&store),
             Arc::clone(&counters),
             config.store.clone(),
-            key.peer_id(),
+            weights(&config.eviction),
+            key.signing_key(),
         );
         let node = Arc::new(Self {
             config,
@@ -421,6 +423,7 @@ impl Node {
                 dir.display()
             );
         }
+        self.evictor.leave(self);
         self.engine.close();
         let caretaker = self.caretaker.lock().unwrap_or_else(PoisonError::into_inner).take();
         let evicting = self.evicting.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -529,6 +532,12 @@ fn open_store(config: &Config, path: &Path) -> Result<Store, OpenError> {
         }
         opened => opened,
     }
+}
+
+fn weights(config: &EvictionConfig) -> Weights {
+    let EvictionConfig { horizon, lan_cost, overhead, spare_after, popularity } = *config;
+    let (horizon, overhead) = (horizon as f32, overhead.0 as f32);
+    Weights { horizon, lan_cost, overhead, spare_after, popularity }
 }
 
 fn registry_settings(config: &Config) -> registry::Settings {

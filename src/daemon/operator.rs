@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use tokio::net::TcpListener;
@@ -65,6 +66,7 @@ impl Node {
         let worked = |stage| work.iter().filter(|work| work.stage == stage).count() as u64;
         let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let chains = snapshots.as_ref().map_or(0, |served| served.snapshotter.chains().len());
+        let copies = |n: usize| self.evictor.copies[n].load(Ordering::Relaxed);
         Readings {
             uptime: self.started.elapsed().as_secs(),
             store_objects,
@@ -80,6 +82,9 @@ impl Node {
             peers_remote: (peers.len() - lan) as u64,
             work_first_pass: worked(Stage::FirstPass),
             work_fetch: worked(Stage::Fetch),
+            copies_one: copies(0),
+            copies_two: copies(1),
+            copies_more: copies(2),
             mounts: self.mounts.list().len() as u64,
             snapshots_remote: chains as u64,
         }

@@ -32,6 +32,11 @@ impl PeerSet {
         set
     }
 
+    /// The set of the positions whose bits are set.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Puts `position` in; one from [`LAN_MAX`] on is left out.
     pub fn insert(&mut self, position: usize) {
         if position < LAN_MAX {

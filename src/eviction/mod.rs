@@ -9,12 +9,14 @@ mod budget;
 mod keeper;
 mod plan;
 pub mod promise;
+mod proof;
 mod value;
 
 pub use budget::{Budget, Disk, Pressure};
 pub use keeper::{LAN_MAX, Member, PeerSet, keeper, outranks, score};
 pub use plan::{ASKS_MAX, Ask, Class, Drop, EvictionPlan, Item, Verdict, View, plan};
 pub use promise::Ledger;
+pub use proof::Parties;
 pub use value::{Weights, value};
 
 #[cfg(test)]

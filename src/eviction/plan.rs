@@ -35,6 +35,9 @@ pub struct Item {
     pub lan: PeerSet,
     /// Holders elsewhere, known in the same way.
     pub remote: u32,
+    /// Neighbours are still being asked whether they have it: until they have
+    /// answered it is not taken for a last copy.
+    pub unsure: bool,
 }
 
 impl Item {
@@ -50,6 +53,7 @@ impl Item {
             in_use: false,
             lan: PeerSet::default(),
             remote: 0,
+            unsure: false,
         }
     }
 }
@@ -94,6 +98,8 @@ pub enum Verdict {
     Asks(u8),
     /// It could go with a promise, which is under way.
     Waits,
+    /// It could go with a promise, if a neighbour has it; they are asked that first.
+    Unsure,
     /// It stays, as I have promised it.
     Promised,
     /// It stays: others have it, and I am the keeper.
@@ -129,6 +135,12 @@ pub struct EvictionPlan {
     pub drop: Vec<Drop>,
     /// Which promises are to be asked for.
     pub ask: Vec<Ask>,
+    /// What would go but for promises that this node has given (positions in the
+    /// inventory): they are to be taken back, and not to be given again.
+    pub withdraw: Vec<usize>,
+    /// What this node has to keep (positions in the inventory): last copies, and what
+    /// is promised, pinned or in use.
+    pub keeps: Vec<usize>,
     /// Bytes that the dropped copies occupy.
     pub frees: u64,
     /// Bytes that may become free with promises that are under way.
@@ -177,6 +189,8 @@ pub fn plan(
             pressure,
             drop: Vec::new(),
             ask: Vec::new(),
+            withdraw: Vec::new(),
+            keeps: Vec::new(),
             frees: 0,
             waits_for: 0,
             short: 0,
@@ -193,6 +207,7 @@ pub fn plan(
             planner.free(class, budget.hard);
         }
     }
+    planner.plan.keeps = planner.keeps();
     let left = occupied.saturating_sub(planner.plan.frees);
     planner.plan.short = left.saturating_sub(budget.hard).saturating_sub(planner.plan.waits_for);
     planner.plan
@@ -203,6 +218,8 @@ pub fn plan(
 struct Case {
     class: Class,
     way: Way,
+    /// Nobody in the LAN who could be asked has it.
+    alone: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +230,8 @@ enum Way {
     Ask(u8),
     /// May go once the answer is there.
     Open,
+    /// May go with a promise, if anybody could give it.
+    Unsure,
     /// May not go now, whatever happens.
     Bound,
 }
@@ -236,6 +255,7 @@ fn case(item: &Item, view: &View<'_>, now: Duration) -> Case {
             Class::Handed
         }
         Some(_) => Class::Spare,
+        None if item.unsure => Class::Spare,
         None if item.remote > 0 => Class::LastLocal,
         None => Class::LastKnown,
     };
@@ -249,9 +269,10 @@ fn case(item: &Item, view: &View<'_>, now: Duration) -> Case {
                 Standing::Unasked => Way::Ask(other as u8),
             }
         }
+        (Class::Spare, None) => Way::Unsure,
         _ => Way::Free,
     };
-    Case { class, way }
+    Case { class, way, alone: keeper.is_none() }
 }
 
 /// The best of the holders in the LAN that has not refused.
@@ -293,7 +314,7 @@ impl Planner<'_> {
             .enumerate()
             .filter(|(_, (case, item))| case.class == class && (needed || surplus(item)))
             // Not negative: as bits they sort as they do as numbers.
-            .map(|(n, (_, item))| (value(item, &self.view.weights).to_bits(), n as u32))
+            .map(|(n, (case, item))| (self.value(case, item).to_bits(), n as u32))
             .collect();
         order.sort_unstable();
         for (_, n) in order {
@@ -304,6 +325,25 @@ impl Planner<'_> {
                 return;
             }
         }
+    }
+
+    /// A holder who refused, or lied about having it, makes no copy cheaper.
+    fn value(&self, case: &Case, item: &Item) -> f32 {
+        if case.alone && !item.lan.is_empty() {
+            return value(&Item { lan: PeerSet::default(), ..*item }, &self.view.weights);
+        }
+        value(item, &self.view.weights)
+    }
+
+    fn keeps(&self) -> Vec<usize> {
+        let stays = self.cases.iter().zip(&self.plan.verdicts).enumerate();
+        stays
+            .filter(|(_, (case, verdict))| {
+                (case.class > Class::Handed || case.way == Way::Bound)
+                    && !matches!(verdict, Verdict::Goes(_))
+            })
+            .map(|(n, _)| n)
+            .collect()
     }
 
     fn take(&mut self, item: usize, class: Class) {
@@ -324,9 +364,13 @@ impl Planner<'_> {
                 Verdict::Asks(peer)
             }
             Way::Open => Verdict::Waits,
+            Way::Unsure => Verdict::Unsure,
             // Whoever was promised it drops its own; then it is the last one here.
             // Where others have it as well, they can be asked after that.
-            Way::Bound if class <= Class::Handed => Verdict::Promised,
+            Way::Bound if class <= Class::Handed => {
+                self.plan.withdraw.push(item);
+                Verdict::Promised
+            }
             Way::Bound => return,
         };
         self.plan.waits_for = self.plan.waits_for.saturating_add(bytes);
@@ -354,6 +398,7 @@ impl fmt::Display for Verdict {
             Self::Goes(class) => write!(f, "goes: {class}"),
             Self::Asks(_) => f.write_str("stays for now: the keeper is asked for its promise"),
             Self::Waits => f.write_str("stays for now: the keeper's promise is waited for"),
+            Self::Unsure => f.write_str("stays for now: neighbours are asked whether they have it"),
             Self::Promised => f.write_str("stays: this node has promised to keep it"),
             Self::Keeper => f.write_str("stays: this node is the keeper of the LAN's copies"),
             Self::Stays(Class::Spare) => f.write_str("stays: there is room for it"),

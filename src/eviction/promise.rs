@@ -28,7 +28,7 @@ pub const PROMISE: Duration = Duration::from_secs(60);
 /// How long the one who was promised may act on it, from its question on.
 pub const USABLE: Duration = Duration::from_secs(30);
 /// How long an answer is waited for. Below [`USABLE`].
-pub const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(15);
 /// How long a refusal, or no answer, is taken for granted.
 pub const REFUSED: Duration = Duration::from_secs(60);
 /// Most objects with a promise given, and most that were asked for; about 6 MiB.
@@ -206,6 +206,18 @@ impl Ledger {
         }
     }
 
+    /// `from` takes all its promises back, as far as they were not acted on.
+    pub fn withdrawn_all(&mut self, from: &PeerId, now: Duration) {
+        for asked in self.asked.values_mut().filter(|asked| asked.of == *from) {
+            asked.refuse(now);
+        }
+    }
+
+    /// What this node has promised and must keep.
+    pub fn given(&self) -> impl Iterator<Item = &ObjectId> {
+        self.given.keys()
+    }
+
     /// Answers the question of `from` whether I, `me`, keep `object`: `true` binds
     /// me for [`PROMISE`]. `whole`: I have all of it, durably.
     pub fn give(
@@ -303,21 +315,27 @@ mod tests {
         assert_eq!(ledger.ask(object(), keeper.id, S), Some(0));
         ledger.answered(&object(), &other.id, 0, true, 2 * S);
         assert_eq!(ledger.standing(&object(), 2 * S), Standing::Open);
-        ledger.answered(&object(), &keeper.id, 0, true, 7 * S);
-        assert_eq!(ledger.standing(&object(), 7 * S), Standing::Unasked);
-        ledger.tick(7 * S);
-        assert_eq!(ledger.refusers(&object(), 7 * S), [keeper.id]);
-        assert!(ledger.refusers(&object(), 67 * S).is_empty());
-        assert_eq!(ledger.ask(object(), keeper.id, 8 * S), Some(1));
-        ledger.answered(&object(), &keeper.id, 0, true, 9 * S);
-        assert_eq!(ledger.standing(&object(), 9 * S), Standing::Open, "an answer to the first");
-        ledger.answered(&object(), &keeper.id, 1, true, 9 * S);
-        ledger.withdrawn(&object(), &other.id, 9 * S);
-        assert!(ledger.may_drop(&object(), true, 9 * S));
-        ledger.withdrawn(&object(), &keeper.id, 9 * S);
-        assert!(!ledger.may_drop(&object(), true, 9 * S));
-        assert!(!ledger.give(&object(), &keeper, &other, false, 9 * S), "not whole");
-        assert!(!ledger.give(&object(), &keeper, &keeper, true, 9 * S), "oneself");
+        ledger.answered(&object(), &keeper.id, 0, true, 17 * S);
+        assert_eq!(ledger.standing(&object(), 17 * S), Standing::Unasked);
+        ledger.tick(17 * S);
+        assert_eq!(ledger.refusers(&object(), 17 * S), [keeper.id]);
+        assert!(ledger.refusers(&object(), 77 * S).is_empty());
+        assert_eq!(ledger.ask(object(), keeper.id, 18 * S), Some(1));
+        ledger.answered(&object(), &keeper.id, 0, true, 19 * S);
+        assert_eq!(ledger.standing(&object(), 19 * S), Standing::Open, "an answer to the first");
+        ledger.answered(&object(), &keeper.id, 1, true, 19 * S);
+        ledger.withdrawn(&object(), &other.id, 19 * S);
+        assert!(ledger.may_drop(&object(), true, 19 * S));
+        ledger.withdrawn(&object(), &keeper.id, 19 * S);
+        assert!(!ledger.may_drop(&object(), true, 19 * S));
+        assert_eq!(ledger.ask(object(), keeper.id, 20 * S), Some(2));
+        ledger.answered(&object(), &keeper.id, 2, true, 21 * S);
+        ledger.withdrawn_all(&other.id, 21 * S);
+        assert!(ledger.may_drop(&object(), true, 21 * S));
+        ledger.withdrawn_all(&keeper.id, 21 * S);
+        assert!(!ledger.may_drop(&object(), true, 21 * S));
+        assert!(!ledger.give(&object(), &keeper, &other, false, 21 * S), "not whole");
+        assert!(!ledger.give(&object(), &keeper, &keeper, true, 21 * S), "oneself");
     }
 
     #[test]

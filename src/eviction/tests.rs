@@ -22,13 +22,15 @@ fn id(n: u32) -> ObjectId {
 /// An item and how the promises for it stand: 0 nothing, 1 asked, 2 promised to
 /// me, 3 promised by me, 4 refused.
 fn items() -> impl Strategy<Value = Vec<(Item, u8)>> {
-    let item = (1u64..1000, any::<bool>(), 0u32..200_000, 0f32..50.0, 0u8..12, 0usize..32, 0u32..3);
+    let item = (1u64..1000, any::<bool>(), 0u32..200_000, 0f32..50.0, 0u8..12, 0usize..32, 0u32..6);
     let of =
         |(bytes, whole, idle, uses, kept, lan, remote): (u64, bool, u32, f32, u8, usize, u32)| {
             let lan: Vec<usize> = (0..PEERS).filter(|n| lan >> n & 1 == 1).collect();
             let lan = PeerSet::of(&lan);
             let (pinned, in_use) = (kept == 0, kept == 1);
-            Item { bytes, whole, idle, uses, pinned, in_use, lan, remote, ..Item::new(id(0)) }
+            let (remote, unsure) = (remote / 2, remote % 2 == 1);
+            let item = Item { bytes, whole, idle, uses, lan, remote, unsure, ..Item::new(id(0)) };
+            Item { pinned, in_use, ..item }
         };
     prop::collection::vec((item.prop_map(of), 0u8..5), 0..60).prop_map(|mut items| {
         items.iter_mut().zip(0..).for_each(|((item, _), n)| item.id = id(n));
@@ -77,6 +79,15 @@ proptest! {
                 prop_assert!(!item.pinned && !item.in_use);
             }
         }
+        // Nothing is taken for a last copy before all neighbours have said so.
+        for drop in plan.drop.iter().filter(|drop| drop.class == Class::LastKnown) {
+            prop_assert!(!inventory[drop.item].unsure);
+        }
+        for item in &plan.withdraw {
+            prop_assert!(ledger.binds(&inventory[*item].id, inventory[*item].whole, NOW));
+        }
+        let kept: u64 = plan.keeps.iter().map(|item| inventory[*item].bytes).sum();
+        prop_assert!(kept + plan.frees <= occupied);
         // What is left behind for no reason, as a less extreme class would have done.
         for (verdict, item) in plan.verdicts.iter().zip(&inventory) {
             if let (Verdict::Stays(class), Some(worst)) = (verdict, worst) {
@@ -113,6 +124,35 @@ proptest! {
         let class = if remote > 0 { Class::LastLocal } else { Class::LastKnown };
         prop_assert_eq!(hard.verdicts, vec![Verdict::Goes(class)]);
     }
+}
+
+#[test]
+fn last_copies_wait_until_the_neighbours_have_answered() {
+    let me = member(200);
+    let ledger = Ledger::new(Duration::ZERO, true);
+    let view = View { me, peers: &[], ledger: &ledger, weights: Weights::default() };
+    let old = Item { bytes: 100, idle: 9000, ..Item::new(id(1)) };
+    let new = Item { bytes: 100, unsure: true, ..Item::new(id(2)) };
+    let budget = Budget { low: 50, soft: 100, hard: 100 };
+    let waits = plan(&[old, new], 200, &view, &budget, NOW);
+    assert!(waits.drop.is_empty() && waits.short == 0, "{waits:?}");
+    assert_eq!(waits.verdicts[1], Verdict::Unsure);
+    assert_eq!(waits.keeps, [0]);
+    let sure = plan(&[old, Item { unsure: false, ..new }], 200, &view, &budget, NOW);
+    assert_eq!(sure.verdicts, [Verdict::Goes(Class::LastKnown), Verdict::Stays(Class::LastKnown)]);
+}
+
+#[test]
+fn whoever_lied_about_a_copy_makes_none_cheaper() {
+    let (me, peers) = (member(200), [member(0)]);
+    let claimed = Item { bytes: 100, lan: PeerSet::of(&[0]), ..Item::new(id(1)) };
+    let older = Item { bytes: 100, idle: 60, ..Item::new(id(2)) };
+    // The peer could not prove that it has the first.
+    let ledger = ledger(&[(claimed, 4)], &me, &peers);
+    let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+    let budget = Budget { low: 50, soft: 100, hard: 100 };
+    let gone = plan(&[claimed, older], 200, &view, &budget, NOW).drop;
+    assert_eq!(gone.iter().map(|drop| drop.item).collect::<Vec<_>>(), [1]);
 }
 
 #[test]

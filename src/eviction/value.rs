@@ -15,11 +15,20 @@ pub struct Weights {
     /// Seconds without use after which a copy that the LAN has elsewhere goes even
     /// without pressure.
     pub spare_after: u32,
+    /// Uses that a layer counts for which all images of the swarm contain; one in a
+    /// share of them counts for that share.
+    pub popularity: f32,
 }
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { horizon: 3600.0, lan_cost: 0.05, overhead: 64.0 * 1024.0, spare_after: 2 * 3600 }
+        Self {
+            horizon: 3600.0,
+            lan_cost: 0.05,
+            overhead: 64.0 * 1024.0,
+            spare_after: 2 * 3600,
+            popularity: 4.0,
+        }
     }
 }
 

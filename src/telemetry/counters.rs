@@ -137,6 +137,18 @@ counters! {
     evicted_orphan as "evicted_bytes" { reason: "orphan" },
     /// Bytes evicted: the budget wanted them gone.
     evicted_pressure as "evicted_bytes" { reason: "pressure" },
+    /// Bytes evicted: a neighbour promised to keep its copy.
+    evicted_spare as "evicted_bytes" { reason: "spare" },
+    /// Promises to keep an object that neighbours were asked for.
+    promises_asked as "promises" { way: "asked" },
+    /// Promises that neighbours gave, signed and proved.
+    promises_received as "promises" { way: "received" },
+    /// Promises that were given to neighbours.
+    promises_given as "promises" { way: "given" },
+    /// Promises that were taken back from neighbours.
+    promises_withdrawn as "promises" { way: "withdrawn" },
+    /// Promises of neighbours that were forged, too short, or without the object.
+    promises_false as "promises" { way: "false" },
     /// Objects that came back after they were evicted.
     eviction_misses as "eviction_misses",
     /// Bytes of them.
@@ -174,6 +186,12 @@ readings! {
     work_first_pass: Gauge as "layers_in_work" { stage: "first-pass" },
     /// Layers whose missing content is fetched.
     work_fetch: Gauge as "layers_in_work" { stage: "fetch" },
+    /// Whole objects here that no neighbour is known to have, when last looked at.
+    copies_one: Gauge as "objects_by_copies" { copies: "1" },
+    /// Whole objects here that one neighbour is known to have.
+    copies_two: Gauge as "objects_by_copies" { copies: "2" },
+    /// Whole objects here that several neighbours are known to have.
+    copies_more: Gauge as "objects_by_copies" { copies: "more" },
     /// Mounts that are served.
     mounts: Gauge as "mounts",
     /// Snapshots of containerd that lie on lazy chains.

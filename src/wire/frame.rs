@@ -78,6 +78,18 @@ pub enum Kind {
     Busy = 0x35,
     /// The request is answered.
     End = 0x36,
+    /// Asks which objects the other has, all of each.
+    WhoHolds = 0x50,
+    /// The answer.
+    Holds = 0x51,
+    /// Asks for promises to keep objects.
+    AskPromises = 0x52,
+    /// The answer.
+    Promises = 0x53,
+    /// The sender takes promises back.
+    Withdrawn = 0x54,
+    /// The sender has nothing of some objects any more.
+    Gone = 0x55,
 }
 
 impl Kind {
@@ -110,6 +122,12 @@ impl Kind {
             0x34 => Self::NotHave,
             0x35 => Self::Busy,
             0x36 => Self::End,
+            0x50 => Self::WhoHolds,
+            0x51 => Self::Holds,
+            0x52 => Self::AskPromises,
+            0x53 => Self::Promises,
+            0x54 => Self::Withdrawn,
+            0x55 => Self::Gone,
             _ => return None,
         })
     }
@@ -120,6 +138,8 @@ impl Kind {
             Self::Hello => 4 << 10,
             Self::Have | Self::Layers | Self::Images => FRAME_MAX,
             Self::Holders => 32 << 10,
+            Self::WhoHolds | Self::Withdrawn | Self::Gone => 33 << 10,
+            Self::AskPromises | Self::Promises => 4 << 10,
             Self::WhoHas => 1 << 10,
             Self::Getting => 8 << 10,
             Self::Data => DATA_BODY_MAX,
@@ -131,13 +151,13 @@ impl Kind {
     /// about doing better is, what an answer depends on is not.
     fn is_optional(self) -> bool {
         matches!(self, Self::Wants | Self::Getting | Self::Ask | Self::Layers | Self::Passed)
-            || matches!((self as u8) >> 4, 4 | 6)
+            || matches!((self as u8) >> 4, 4..=6)
     }
 
     /// Whether such frames are news rather than content or its bookkeeping; a
     /// receiver limits their rate.
     pub fn is_news(self) -> bool {
-        matches!((self as u8) >> 4, 1 | 2 | 4 | 6)
+        matches!((self as u8) >> 4, 1 | 2 | 4..=6)
     }
 }
 

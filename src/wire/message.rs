@@ -8,6 +8,7 @@ use super::control::Control;
 use super::frame::{HEADER, Header, Kind};
 use super::have::Holding;
 use super::hello::Hello;
+use super::keep::Keep;
 use super::request::{End, Head, Home, Request, RequestId};
 use crate::types::{Digest, ObjectId};
 
@@ -86,6 +87,8 @@ pub enum Message {
     },
     /// About trackers.
     Control(Control),
+    /// About copies, and who keeps them.
+    Keep(Keep),
     /// Asks for content.
     Request(Request),
     /// A request is of no use any more.
@@ -307,6 +310,7 @@ impl Message {
             Self::Layers { .. } => Kind::Layers,
             Self::Passed { .. } => Kind::Passed,
             Self::Control(control) => control.kind(),
+            Self::Keep(keep) => keep.kind(),
             Self::Request(_) => Kind::Request,
             Self::Cancel(_) => Kind::Cancel,
             Self::Head(_) => Kind::Head,
@@ -377,6 +381,7 @@ impl Message {
                 out.extend(pieces.end.to_le_bytes());
             }
             Self::Control(control) => control.encode(out),
+            Self::Keep(keep) => keep.encode(out),
             Self::Request(request) => request.encode(out),
             Self::Cancel(request) => out.extend(request.to_le_bytes()),
             Self::Head(head) => head.encode(out),
@@ -411,6 +416,9 @@ impl Message {
     fn decode_body(kind: Kind, r: &mut Reader<'_>) -> Result<Self, WireError> {
         if let Some(control) = Control::decode(kind, r)? {
             return Ok(Self::Control(control));
+        }
+        if let Some(keep) = Keep::decode(kind, r)? {
+            return Ok(Self::Keep(keep));
         }
         Ok(match kind {
             Kind::Hello => Self::Hello(Hello::decode(r)?),
@@ -458,7 +466,13 @@ impl Message {
             | Kind::WhoHas
             | Kind::Holders
             | Kind::Images
-            | Kind::Again => return Err(WireError::Invalid("not a message")),
+            | Kind::Again
+            | Kind::WhoHolds
+            | Kind::Holds
+            | Kind::AskPromises
+            | Kind::Promises
+            | Kind::Withdrawn
+            | Kind::Gone => return Err(WireError::Invalid("not a message")),
         })
     }
 }

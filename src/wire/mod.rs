@@ -19,6 +19,7 @@ pub mod frame;
 mod fuzz;
 mod have;
 mod hello;
+mod keep;
 mod message;
 mod request;
 
@@ -34,6 +35,7 @@ pub use have::{Applied, HOMES_MAX, Holding, Journal, Ledger, LedgerError, Mark, 
 pub use hello::{
     Binding, Features, Hello, Limits, PROOFS_MAX, Proof, Role, VERSION, VersionError, Zone,
 };
+pub use keep::{Challenge, HELD_MAX, Keep, PROMISES_MAX, Reply};
 pub use message::{
     HAVE_OBJECTS_MAX, Have, HaveBody, LAYERS_MAX, LayerNews, Message, PASS_PIECE, Refusal, Stage,
 };

@@ -1,16 +1,17 @@
 //! The store's budget: what goes, what stays, and that all stays readable.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::layout::{Compression, Layout};
 use crate::harness::peersync::{Daemon, Mount, Peersync};
 use crate::harness::tar::Tar;
-use crate::harness::{needs_mounts, scratch, wait_until};
+use crate::harness::{needs_mounts, run, scratch, wait_until};
 
 const MIB: usize = 1 << 20;
 const FILES: usize = 4;
-const EVICTED: Duration = Duration::from_secs(30);
+const EVICTED: Duration = Duration::from_secs(60);
 
 fn content(tag: &str, file: usize) -> Vec<u8> {
     let mut bytes = vec![0; MIB];
@@ -55,11 +56,15 @@ fn resident_of(peersync: &Peersync, tag: &str) -> u64 {
 }
 
 fn start(peersync: &Peersync, store: &str) -> (Mount, Daemon) {
+    start_with(peersync, store, &[])
+}
+
+fn start_with(peersync: &Peersync, store: &str, environment: &[(&str, &str)]) -> (Mount, Daemon) {
     let point = peersync.mount_point();
     let mount = Mount::watch(&point);
     let config =
         format!("[store]\npath = {:?}\n{store}\n[mount]\npath = {point:?}\n", peersync.store());
-    let daemon = Daemon::start(peersync, &config, &point);
+    let daemon = Daemon::start_with(peersync, &config, &point, environment);
     (mount, daemon)
 }
 
@@ -136,4 +141,62 @@ fn a_budget_of_nothing_keeps_nothing_and_all_is_readable() {
     read_all(&mount, "a");
     wait_until("evicted", EVICTED, || resident_of(&peersync, "a") == 0);
     read_all(&mount, "a");
+}
+
+#[test]
+fn a_budget_smaller_than_one_object_keeps_what_fits_and_all_is_readable() {
+    needs_mounts!();
+    let (_place, layout) = images(&["a"]);
+    let peersync = Peersync::new();
+    let (_tree, _daemon) = start(&peersync, "max_size = \"300KiB\"\nmin_free = \"0\"");
+    let mount = peersync.mount(&layout.reference("a"), &[]);
+    for _ in 0..2 {
+        read_all(&mount, "a");
+        wait_until("within the budget", EVICTED, || resident(&peersync) <= 300 << 10);
+    }
+}
+
+#[test]
+fn a_budget_larger_than_the_disk_is_the_disk() {
+    needs_mounts!();
+    let (_place, layout) = images(&["a"]);
+    let peersync = Peersync::new();
+    let (_tree, _daemon) = start(&peersync, "max_size = \"1024TiB\"\nmin_free = \"0\"");
+    let mount = peersync.mount(&layout.reference("a"), &[]);
+    read_all(&mount, "a");
+    let report: serde_json::Value =
+        serde_json::from_str(&peersync.run(&["--json", "gc"])).expect("JSON");
+    let budget = report["budget_bytes"].as_u64().expect("a number");
+    let disk = nix::sys::statvfs::statvfs(&peersync.store()).expect("the disk");
+    assert!(budget <= disk.blocks() * disk.fragment_size(), "{report}");
+    assert_eq!(report["freed_bytes"], 0, "{report}");
+    assert!(resident_of(&peersync, "a") == (FILES * MIB) as u64);
+}
+
+#[test]
+fn a_disk_that_others_fill_gets_back_what_it_is_to_keep_free() {
+    needs_mounts!();
+    const FREE: u64 = 24 << 20;
+    let (_place, layout) = images(&["a", "b", "c"]);
+    let peersync = Peersync::new();
+    fs::create_dir(peersync.store()).expect("directory");
+    let options = "size=64m,mode=700";
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "small"]).arg(peersync.store()));
+    let (_tree, _daemon) =
+        start_with(&peersync, "", &[("PEERSYNC_STORE_MIN_FREE", &FREE.to_string())]);
+    let mounts = ["a", "b", "c"].map(|tag| (peersync.mount(&layout.reference(tag), &[]), tag));
+    mounts.iter().for_each(|(mount, tag)| read_all(mount, tag));
+    let held = resident(&peersync);
+    assert!(held >= (3 * FILES * MIB) as u64, "there is room for all");
+    let free = || {
+        let disk = nix::sys::statvfs::statvfs(&peersync.store()).expect("the disk");
+        disk.blocks_available() * disk.fragment_size()
+    };
+    // Another program takes what is free, and a quarter of what has to be.
+    let room = (free() - FREE / 4 * 3) as usize;
+    fs::write(peersync.store().join("room"), vec![1; room]).expect("there is room");
+    wait_until("room was made", EVICTED, || free() >= FREE);
+    assert!(resident(&peersync) < held);
+    mounts.iter().for_each(|(mount, tag)| read_all(mount, tag));
+    wait_until("room was made again", EVICTED, || free() >= FREE);
 }

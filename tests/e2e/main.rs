@@ -9,6 +9,7 @@ mod archives;
 mod care;
 mod commands;
 mod compare;
+mod copies;
 mod crash;
 mod daemon;
 mod disk;

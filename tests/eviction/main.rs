@@ -28,12 +28,17 @@ fn the_last_copy_stays_while_anything_else_meets_the_budget() {
         all.handed += tally.handed;
         all.last += tally.last;
         all.lost += tally.lost;
+        all.withdrawn += tally.withdrawn;
         all.crashes += tally.crashes;
     }
     println!("{all:?}");
     // The runs were about something.
     assert!(
-        all.spare > 1000 && all.handed > 100 && all.lost > 100 && all.crashes > 1000,
+        all.spare > 1000
+            && all.handed > 100
+            && all.lost > 100
+            && all.withdrawn > 100
+            && all.crashes > 1000,
         "{all:?}"
     );
 }

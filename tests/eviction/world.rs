@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use peersync::eviction::promise::REFUSED;
+use peersync::eviction::promise::{ANSWER, PROMISE, REFUSED};
 use peersync::eviction::{
     Budget, Class, Item, Ledger, Member, PeerSet, View, Weights, keeper, plan,
 };
@@ -47,11 +47,15 @@ struct Node {
     due: Vec<(usize, Class)>,
     /// When each holder refused each object, or had not answered.
     refused: BTreeMap<(usize, usize), u64>,
+    /// What it wants gone and has promised: it takes that back, and promises it no
+    /// more for a while.
+    leaving: BTreeMap<usize, u64>,
 }
 
 enum Message {
     Ask { number: u64 },
     Answer { number: u64, promised: bool },
+    Withdrawn,
 }
 
 struct Flight {
@@ -69,6 +73,7 @@ pub(crate) struct Tally {
     pub(crate) handed: u32,
     pub(crate) last: u32,
     pub(crate) lost: u32,
+    pub(crate) withdrawn: u32,
     pub(crate) crashes: u32,
 }
 
@@ -105,6 +110,7 @@ impl World {
                 heard: vec![BTreeSet::new(); NODES],
                 due: Vec::new(),
                 refused: BTreeMap::new(),
+                leaving: BTreeMap::new(),
             })
             .collect();
         let (flights, tally) = (Vec::new(), Tally::default());
@@ -151,6 +157,7 @@ impl World {
                 (node.up, node.ledger) = (!node.up, Ledger::new(now, fresh));
                 node.due.clear();
                 node.refused.clear();
+                node.leaving.clear();
             }
             if !self.nodes[n].up {
                 continue;
@@ -199,12 +206,18 @@ impl World {
                 Message::Ask { number } => {
                     let node = &mut self.nodes[to];
                     let before = node.ledger.clone();
-                    let has = whole(node, object);
+                    let leaving = node.leaving.get(&object).is_some_and(|until| self.now < *until);
+                    let has = whole(node, object) && !leaving;
                     let promised = node.ledger.give(&id, &node.me, &asking, has, now);
                     if self.mutation == Mutation::PromiseNotWaitedOut {
                         node.ledger = before;
                     }
                     self.send(to, from, object, Message::Answer { number, promised });
+                }
+                Message::Withdrawn => {
+                    let node = &mut self.nodes[to];
+                    node.ledger.withdrawn(&id, &asking.id, now);
+                    node.refused.insert((object, from), self.now);
                 }
                 Message::Answer { number, promised } => {
                     let node = &mut self.nodes[to];
@@ -263,6 +276,16 @@ impl World {
                 }
             }
         }
+        for item in made.withdraw {
+            let (object, until) = (objects[item], self.now + PROMISE.as_secs());
+            if self.nodes[n].leaving.get(&object).is_none_or(|until| *until <= self.now) {
+                self.tally.withdrawn += 1;
+                self.nodes[n].leaving.insert(object, until);
+                for to in (0..NODES).filter(|to| *to != n) {
+                    self.send(n, to, object, Message::Withdrawn);
+                }
+            }
+        }
         for dropped in made.drop {
             let object = objects[dropped.item];
             // Last copies at once; on a promise also later, if it still holds.
@@ -312,7 +335,9 @@ impl World {
                 && !node.ledger.binds(id, copy.whole, self.clock())
                 && (0..NODES).any(|other| {
                     let asked = node.refused.get(&(*object, other));
-                    let refused = asked.is_some_and(|at| self.now - at < REFUSED.as_secs());
+                    // A refusal counts from when it came, or was given up on.
+                    let lasts = (REFUSED + ANSWER).as_secs();
+                    let refused = asked.is_some_and(|at| self.now - at < lasts);
                     let still = node.ledger.may_drop(id, copy.whole, self.clock());
                     other != n
                         && self.knows(n, other, *object)

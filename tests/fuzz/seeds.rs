@@ -11,8 +11,9 @@ use peersync::layer::skeleton::SkeletonWriter;
 use peersync::layer::tree::TreeLimits;
 use peersync::types::{BlockHash, Digest, ObjectId, PeerId};
 use peersync::wire::{
-    Class, Control, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head, Hello, Holder,
-    Holding, Home, LayerNews, Limits, Message, Refusal, Request, SignedClaim, Stage, Zone,
+    Challenge, Class, Control, Encoding, End, Extent, Features, HEADER, Have, HaveBody, Head,
+    Hello, Holder, Holding, Home, Keep, LayerNews, Limits, Message, Refusal, Reply, Request,
+    SignedClaim, Stage, Zone,
 };
 
 fn main() {
@@ -130,6 +131,7 @@ fn messages() {
     ];
     all.extend((1..).zip(extents).map(request));
     all.extend(about_trackers(blob).map(Message::Control));
+    all.extend(about_copies(object).map(Message::Keep));
     let mut stream = vec![0];
     for (n, message) in all.iter().enumerate() {
         let frame = message.to_frame();
@@ -139,6 +141,20 @@ fn messages() {
     write("wire", "stream", &stream);
     write("handshake", "stranger", &[&[0][..], &hello.to_frame()].concat());
     write("handshake", "member", &[&[1][..], &hello.to_frame()].concat());
+}
+
+fn about_copies(object: ObjectId) -> [Keep; 6] {
+    let (nonce, signature) = ([7; 32], [8; 64]);
+    let objects = vec![object, ObjectId::from_bytes([2; 32])];
+    let answers = vec![Reply::Promised([9; 32]), Reply::NotHere, Reply::Unwilling];
+    [
+        Keep::WhoHolds { id: 1, objects: objects.clone() },
+        Keep::Holds { id: 1, capacity: 1 << 30, whole: vec![true, false] },
+        Keep::AskPromises { nonce, capacity: 1 << 30, asks: vec![Challenge { object, block: 3 }] },
+        Keep::Promises { nonce, seconds: 60, answers, signature },
+        Keep::Withdrawn { all: false, objects: objects.clone() },
+        Keep::Gone { objects },
+    ]
 }
 
 fn about_trackers(blob: Digest) -> [Control; 7] {

@@ -11,6 +11,7 @@ mod harness;
 mod world;
 
 mod by_hand;
+mod copies;
 mod discovery;
 mod itself;
 mod mirror;

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Evictor, Inventory, Node, unix_time};
+use super::{Evictor, Inventory, Node, Orphan, unix_time};
 use crate::eviction::Item;
-use crate::store::{MetaError, SlotOwner, Store};
+use crate::store::{LayerKey, MetaError, SlotOwner, Store};
 use crate::types::{Digest, ObjectId};
 
 /// An object that no layer needs is left alone for so long: a first pass may be
@@ -19,7 +19,9 @@ impl Evictor {
         let pinned = pinned(&self.store)?;
         let in_use = in_use(node)?;
         let open: HashSet<ObjectId> = node.mounts.open_objects().into_iter().collect();
-        let (now, time) = (self.started.elapsed(), unix_time());
+        let popular = self.popularity(node)?;
+        let remote = node.engine.remote_holders();
+        let (now, time) = (self.now(), unix_time());
         let mut since = HashMap::new();
         let mut inventory = Inventory {
             items: Vec::with_capacity(objects.len()),
@@ -37,21 +39,23 @@ impl Evictor {
                 let first = state.orphans.get(&object.id).copied().unwrap_or(now);
                 since.insert(object.id, first);
                 if now.saturating_sub(first) >= ORPHANED {
-                    inventory.orphans.push((object.id, object.bytes));
+                    let (id, bytes, whole) = (object.id, object.bytes, object.complete);
+                    inventory.orphans.push(Orphan { id, bytes, whole });
                 }
                 continue;
             }
             let any = |slots: &HashSet<u32>| object.slots.iter().any(|slot| slots.contains(slot));
-            // A clock that was set back makes things look as if just used. What was
-            // never used is older than all that was.
-            let idle = match object.used {
-                0 => u32::MAX,
-                used => u32::try_from(time.saturating_sub(used)).unwrap_or(u32::MAX),
-            };
+            let idle = idle(object.used, time);
+            let rho = object.slots.iter().filter_map(|slot| popular.get(slot));
+            let (lan, unsure) = state.neighbours.of(&object.id, now);
             inventory.items.push(Item {
                 bytes: object.bytes,
                 whole: object.complete,
                 idle,
+                uses: rho.copied().fold(0.0, f32::max),
+                lan,
+                unsure,
+                remote: remote.get(&object.id).copied().unwrap_or(0),
                 pinned: any(&pinned),
                 in_use: any(&in_use) || open.contains(&object.id),
                 ..Item::new(object.id)
@@ -59,6 +63,38 @@ impl Evictor {
         }
         state.orphans = since;
         Ok(inventory)
+    }
+}
+
+impl Evictor {
+    /// Uses that layers count for as images of the swarm contain them, by slot.
+    fn popularity(&self, node: &Node) -> Result<HashMap<u32, f32>, MetaError> {
+        let Some(swarm) = &node.swarm else { return Ok(HashMap::new()) };
+        let layers = self.store.layers()?;
+        let slots: HashMap<LayerKey, u32> =
+            layers.into_iter().map(|(key, record)| (key, record.slot)).collect();
+        let mut popular = HashMap::new();
+        for (blob, record) in self.store.blobs()? {
+            let Some(slot) = slots.get(&record.layer) else { continue };
+            let uses = swarm.view.popularity(&blob) as f32 * self.weights.popularity;
+            let known = popular.entry(*slot).or_insert(0.0f32);
+            *known = known.max(uses);
+        }
+        Ok(popular)
+    }
+
+    /// Notes that what running containers are made of is in use.
+    pub(super) fn note_containers(&self, node: &Node, time: u64) -> Result<(), MetaError> {
+        let running = in_use(node)?;
+        if running.is_empty() {
+            return Ok(());
+        }
+        for object in self.store.used_objects()? {
+            if object.slots.iter().any(|slot| running.contains(slot)) {
+                self.store.note_used(&object.id, time);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -120,4 +156,28 @@ fn chains(node: &Node, chains: Vec<Digest>) -> Result<HashSet<u32>, MetaError> {
         slots.extend(layers_of_chain(&node.store, &chain)?);
     }
     Ok(slots)
+}
+
+/// Seconds since something was used, by a clock that may have been set. One that was
+/// set back makes things look as if just used: they stay. What was never used is older
+/// than all that was.
+fn idle(used: u64, time: u64) -> u32 {
+    match used {
+        0 => u32::MAX,
+        used => u32::try_from(time.saturating_sub(used)).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_makes_nothing_older_than_it_can_be() {
+        assert_eq!((idle(1000, 1060), idle(1000, 400), idle(1, u64::MAX)), (60, 0, u32::MAX));
+        assert_eq!(idle(0, 5), u32::MAX, "never used");
+        // A jump ahead makes all older alike: what was used last is still the youngest.
+        let ahead = 1_000_000_000;
+        assert!(idle(1060, ahead) < idle(1000, ahead));
+    }
 }

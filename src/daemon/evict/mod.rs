@@ -2,41 +2,61 @@
 //!
 //! A thread of its own, behind other work: no read waits for it. How full the store
 //! is costs nothing to know; the objects are looked through only when something has
-//! to go.
+//! to go, or when it is time to look for copies that the LAN has elsewhere.
+//!
+//! - `items`: what there is, and who needs it;
+//! - `neighbours`: who is near and what they have (pure);
+//! - `talk`: what neighbours ask and answer, on a thread of its own;
+//! - `thread`: when things happen;
+//! - `report`: `peersync gc`.
+//!
+//! Invariant: the lock on the state is held from the moment when the ledger says that
+//! an object may go until it is marked as going, and what is going is not promised.
 
 mod items;
+mod neighbours;
+mod report;
+mod talk;
+mod thread;
 
 pub(super) use items::slots_of;
+pub(super) use thread::Thread;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ed25519_dalek::SigningKey;
+use nix::time::{ClockId, clock_gettime};
 use tracing::{debug, info, warn};
 
+use self::neighbours::Neighbours;
+use self::talk::Said;
+use self::thread::Bell;
 use super::Node;
-use super::caretaker::step_back;
-use crate::admin::{GcGroup, GcItem, GcReport};
 use crate::config::{ByteSize, StoreConfig};
+use crate::eviction::promise::PROMISE;
 use crate::eviction::{
-    Budget, Class, Disk, EvictionPlan, Item, Ledger, Member, Pressure, Verdict, View, Weights, plan,
+    Budget, Class, Disk, EvictionPlan, Item, Ledger, Member, Pressure, View, Weights, plan,
 };
+use crate::fetch::tunnel::Near;
 use crate::store::{MetaError, Removal, Store};
 use crate::telemetry::Counters;
 use crate::types::{ObjectId, PeerId};
+use crate::wire::{HELD_MAX, Keep, Message};
 
-/// How often it looks.
-const LOOK: Duration = Duration::from_secs(2);
-/// How often uses are written down.
-const RECORD: Duration = Duration::from_secs(60);
 /// Objects that are removed at a time, so that nothing is locked for long.
 const BATCH: usize = 64;
 /// Objects that were evicted last, of which it is noted when they come back.
 const REMEMBERED: usize = 4096;
-/// Items that a report names one by one.
-const NAMED: usize = 200;
+/// How often copies are looked for that the LAN has elsewhere and nobody uses.
+const SWEEP: Duration = Duration::from_secs(300);
+/// Where nothing was to be had above the soft mark, it is looked again after this.
+const FRUITLESS: Duration = Duration::from_secs(20);
+/// What neighbours say waits to be heard; more is not, and they ask again.
+const HEARD_MAX: usize = 256;
 
 /// What decides, and what it remembers.
 pub(super) struct Evictor {
@@ -45,14 +65,40 @@ pub(super) struct Evictor {
     limits: StoreConfig,
     weights: Weights,
     me: PeerId,
+    key: SigningKey,
     state: Mutex<State>,
     /// One round at a time.
     rounds: Mutex<()>,
-    started: Instant,
+    /// When this began, by [`clock`].
+    started: Duration,
+    bell: Arc<Bell>,
+    says: SyncSender<Said>,
+    heard: Mutex<Option<Receiver<Said>>>,
+    /// Objects as they were last looked at, by how many copies of them the LAN is
+    /// known to have: one, two, more.
+    pub(super) copies: [AtomicU64; 3],
 }
 
 struct State {
     ledger: Ledger,
+    neighbours: Neighbours,
+    /// Objects that are being removed: they are not promised any more.
+    going: HashSet<ObjectId>,
+    /// Bytes of what is promised.
+    promised: HashMap<ObjectId, u64>,
+    /// What is wanted gone and was promised: not promised again until then.
+    leaving: HashMap<ObjectId, Duration>,
+    /// Whether the store says that there are promises, and when the last was given.
+    noted: bool,
+    last_given: Duration,
+    /// Bytes that this node has to keep: those of the last plan, and what was promised
+    /// since.
+    kept: u64,
+    /// The objects of the last plan, by the first bytes of their names.
+    keeps: HashSet<[u8; 8]>,
+    /// When it is looked again without need.
+    next_sweep: Duration,
+    fruitless_until: Duration,
     /// Objects that no layer needed, and since when.
     orphans: HashMap<ObjectId, Duration>,
     /// What was evicted last.
@@ -61,12 +107,19 @@ struct State {
     short: bool,
 }
 
+/// An object that no layer needs.
+#[derive(Debug, Clone, Copy)]
+struct Orphan {
+    id: ObjectId,
+    bytes: u64,
+    whole: bool,
+}
+
 /// What there is.
 struct Inventory {
     items: Vec<Item>,
-    /// Objects that no layer needs, and their bytes.
-    orphans: Vec<(ObjectId, u64)>,
-    /// Bytes of index parts, which stay.
+    orphans: Vec<Orphan>,
+    /// Number and bytes of index parts, which stay.
     parts: (u64, u64),
 }
 
@@ -78,20 +131,43 @@ struct Round {
     plan: EvictionPlan,
 }
 
+/// One object that is to go.
+#[derive(Debug, Clone, Copy)]
+struct Goes {
+    id: ObjectId,
+    bytes: u64,
+    whole: bool,
+    /// `None`: no layer needs it.
+    class: Option<Class>,
+}
+
 /// Objects and bytes by why they went.
 type Done = HashMap<&'static str, (u64, u64)>;
 
 impl Evictor {
-    /// Nothing is evicted before [`Evictor::round`]. This node promises nothing yet,
-    /// so there is nothing that a start has to wait out.
+    /// Nothing is evicted before [`Evictor::round`].
     pub(super) fn new(
         store: Arc<Store>,
         counters: Arc<Counters>,
         limits: StoreConfig,
-        me: PeerId,
+        weights: Weights,
+        key: &SigningKey,
     ) -> Self {
+        // What can't be known is taken to be so: it costs a minute of keeping.
+        let noted = store.is_promised().unwrap_or(true);
+        let (says, heard) = sync_channel(HEARD_MAX);
         let state = State {
-            ledger: Ledger::new(Duration::ZERO, true),
+            ledger: Ledger::new(Duration::ZERO, !noted),
+            neighbours: Neighbours::default(),
+            going: HashSet::new(),
+            promised: HashMap::new(),
+            leaving: HashMap::new(),
+            noted,
+            last_given: Duration::ZERO,
+            kept: 0,
+            keeps: HashSet::new(),
+            next_sweep: SWEEP,
+            fruitless_until: Duration::ZERO,
             orphans: HashMap::new(),
             evicted: VecDeque::new(),
             short: false,
@@ -100,11 +176,16 @@ impl Evictor {
             store,
             counters,
             limits,
-            weights: Weights::default(),
-            me,
+            weights,
+            me: PeerId(key.verifying_key().to_bytes()),
+            key: key.clone(),
             state: Mutex::new(state),
             rounds: Mutex::default(),
-            started: Instant::now(),
+            started: clock(),
+            bell: Arc::default(),
+            says,
+            heard: Mutex::new(Some(heard)),
+            copies: Default::default(),
         };
         evictor.warn_of_limits();
         evictor
@@ -131,6 +212,15 @@ impl Evictor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn one_round(&self) -> MutexGuard<'_, ()> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since this began; also while the machine slept.
+    fn now(&self) -> Duration {
+        clock().saturating_sub(self.started)
+    }
+
     fn disk(&self) -> Result<(Disk, Budget), EvictError> {
         let occupied = self.store.held()?.bytes;
         let space = self.store.space()?;
@@ -139,52 +229,111 @@ impl Evictor {
         Ok((disk, Budget::of(self.limits.max_size.map(|size| size.0), min_free, disk)))
     }
 
-    /// Evicts what has to go, if anything has.
-    fn round(&self, node: &Node) -> Result<(), EvictError> {
-        let _one = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes in who is near.
+    fn meet(&self, node: &Node) {
+        let links = node.engine.links();
+        let near = links.iter().filter(|link| link.near == Near::Lan);
+        let near: Vec<_> = near.map(|link| (link.peer, link.tunnel)).collect();
+        self.state().neighbours.meet(&near);
+    }
+
+    /// Evicts what has to go, if anything has; `true` if it is to be looked again
+    /// soon.
+    fn round(&self, node: &Node) -> Result<bool, EvictError> {
+        let _one = self.one_round();
+        self.meet(node);
+        self.forget_expired()?;
         let (disk, budget) = self.disk()?;
-        // Below the hard mark only copies go that others keep, and nobody promised.
-        if budget.pressure(disk.occupied) != Pressure::Hard {
-            self.state().short = false;
-            return Ok(());
+        let pressure = budget.pressure(disk.occupied);
+        let now = self.now();
+        {
+            let mut state = self.state();
+            if pressure != Pressure::Hard {
+                state.short = false;
+            }
+            // Below the hard mark only copies go that others keep.
+            let due = match pressure {
+                Pressure::Hard => true,
+                _ if state.neighbours.is_empty() => false,
+                Pressure::Soft => now >= state.fruitless_until,
+                Pressure::None => now >= state.next_sweep,
+            };
+            if !due {
+                return Ok(false);
+            }
         }
         let round = self.look(node, disk, budget)?;
-        self.act(&round);
-        Ok(())
+        let asked = self.survey(node, &round, pressure != Pressure::None);
+        let done = self.act(node, &round);
+        self.ask(node, &round);
+        let plan = &round.plan;
+        let more = asked || !done.is_empty() || plan.waits_for > 0;
+        if !more {
+            let mut state = self.state();
+            state.fruitless_until = now + FRUITLESS;
+            if pressure == Pressure::None {
+                state.next_sweep = now + SWEEP;
+            }
+        }
+        Ok(more)
     }
 
     /// Decides, and changes nothing.
     fn look(&self, node: &Node, disk: Disk, budget: Budget) -> Result<Round, EvictError> {
+        self.state().neighbours.tick(self.now());
         let inventory = self.inventory(node)?;
         let mut occupied = disk.occupied;
         if budget.pressure(occupied) != Pressure::None {
-            occupied -= inventory.orphans.iter().map(|(_, bytes)| bytes).sum::<u64>().min(occupied);
+            let orphans = inventory.orphans.iter().map(|orphan| orphan.bytes).sum::<u64>();
+            occupied -= orphans.min(occupied);
         }
+        self.count_copies(&inventory.items);
         let mut state = self.state();
-        let now = self.started.elapsed();
+        let now = self.now();
         state.ledger.tick(now);
         let me = Member { id: self.me, capacity: budget.hard };
-        let view = View { me, peers: &[], ledger: &state.ledger, weights: self.weights };
+        let peers = state.neighbours.members();
+        let view = View { me, peers: &peers, ledger: &state.ledger, weights: self.weights };
         let plan = plan(&inventory.items, occupied, &view, &budget, now);
+        let keeps = || plan.keeps.iter().map(|n| &inventory.items[*n]);
+        state.kept = keeps().map(|item| item.bytes).fold(inventory.parts.1, u64::saturating_add);
+        state.keeps = keeps().map(|item| first(&item.id)).collect();
         Ok(Round { disk, budget, inventory, plan })
     }
 
+    fn count_copies(&self, items: &[Item]) {
+        let mut copies = [0u64; 3];
+        for item in items.iter().filter(|item| item.whole) {
+            copies[item.lan.len().min(2) as usize] += 1;
+        }
+        for (shown, copies) in self.copies.iter().zip(copies) {
+            shown.store(copies, Ordering::Relaxed);
+        }
+    }
+
     /// Does what was decided.
-    fn act(&self, round: &Round) -> Done {
+    fn act(&self, node: &Node, round: &Round) -> Done {
         let mut done = Done::new();
         if round.budget.pressure(round.disk.occupied) != Pressure::None {
-            let orphans: Vec<_> =
-                round.inventory.orphans.iter().map(|(id, bytes)| (*id, *bytes, ORPHAN)).collect();
-            self.remove(&orphans, Removal::Everything, &mut done);
+            let orphans = round.inventory.orphans.iter().map(|orphan| {
+                let Orphan { id, bytes, whole } = *orphan;
+                Goes { id, bytes, whole, class: None }
+            });
+            self.remove(node, &orphans.collect::<Vec<_>>(), Removal::Everything, &mut done);
         }
         let items = &round.inventory.items;
         let goes = round.plan.drop.iter().map(|drop| {
-            let item = &items[drop.item];
-            (item.id, item.bytes, goes_as(drop.class))
+            let Item { id, bytes, whole, .. } = items[drop.item];
+            Goes { id, bytes, whole, class: Some(drop.class) }
         });
         // Block lists stay, so that content comes back lazily.
-        self.remove(&goes.collect::<Vec<_>>(), Removal::Data, &mut done);
-        let (objects, bytes) = sum(&done);
+        self.remove(node, &goes.collect::<Vec<_>>(), Removal::Data, &mut done);
+        self.say_what_went(round, &done);
+        done
+    }
+
+    fn say_what_went(&self, round: &Round, done: &Done) {
+        let (objects, bytes) = sum(done);
         if objects > 0 {
             let why: Vec<String> = done
                 .iter()
@@ -206,33 +355,112 @@ impl Evictor {
                 ByteSize(round.plan.short)
             );
         }
-        done
     }
 
-    fn remove(&self, objects: &[(ObjectId, u64, &'static str)], how: Removal, done: &mut Done) {
+    /// Removes what may go still, a few at a time.
+    fn remove(&self, node: &Node, objects: &[Goes], how: Removal, done: &mut Done) {
         for batch in objects.chunks(BATCH) {
-            let ids: Vec<ObjectId> = batch.iter().map(|(id, ..)| *id).collect();
-            if let Err(error) = self.store.remove_objects(&ids, how) {
+            let going = self.begin_removal(batch);
+            if going.is_empty() {
+                continue;
+            }
+            let ids: Vec<ObjectId> = going.iter().map(|goes| goes.id).collect();
+            let removed = self.store.remove_objects(&ids, how);
+            let mut state = self.state();
+            ids.iter().for_each(|id| {
+                state.going.remove(id);
+            });
+            if let Err(error) = removed {
                 warn!("eviction: {error}");
                 return;
             }
-            let mut state = self.state();
-            for (id, bytes, why) in batch {
-                self.counter(why).add(*bytes);
+            for goes in &going {
+                let why = goes.class.map_or(ORPHAN, goes_as);
+                self.counter(goes.class).add(goes.bytes);
                 let sum = done.entry(why).or_default();
-                *sum = (sum.0 + 1, sum.1 + bytes);
-                debug!(object = %id, bytes, "evicted: {why}");
-                state.ledger.dropped(id);
+                *sum = (sum.0 + 1, sum.1 + goes.bytes);
+                debug!(object = %goes.id, bytes = goes.bytes, "evicted: {why}");
+                state.ledger.dropped(&goes.id);
+                state.leaving.remove(&goes.id);
                 if state.evicted.len() >= REMEMBERED {
                     state.evicted.pop_front();
                 }
-                state.evicted.push_back(*id);
+                state.evicted.push_back(goes.id);
             }
+            drop(state);
+            // So that nobody counts on them.
+            node.engine.gone(&ids);
+            self.tell_all(node, &Keep::Gone { objects: ids });
         }
     }
 
-    fn counter(&self, why: &str) -> &crate::telemetry::Counter {
-        if why == ORPHAN { &self.counters.evicted_orphan } else { &self.counters.evicted_pressure }
+    /// Those that may go still, however old the plan is; they are not promised from
+    /// now on.
+    fn begin_removal(&self, batch: &[Goes]) -> Vec<Goes> {
+        let mut state = self.state();
+        let now = self.now();
+        let may = |goes: &&Goes| match goes.class {
+            Some(Class::Spare | Class::Handed) => state.ledger.may_drop(&goes.id, goes.whole, now),
+            _ => !state.ledger.binds(&goes.id, goes.whole, now),
+        };
+        let going: Vec<Goes> = batch.iter().filter(may).copied().collect();
+        state.going.extend(going.iter().map(|goes| goes.id));
+        going
+    }
+
+    fn counter(&self, class: Option<Class>) -> &crate::telemetry::Counter {
+        match class {
+            None => &self.counters.evicted_orphan,
+            Some(Class::Spare | Class::Handed) => &self.counters.evicted_spare,
+            Some(_) => &self.counters.evicted_pressure,
+        }
+    }
+
+    /// Tells all neighbours.
+    fn tell_all(&self, node: &Node, keep: &Keep) {
+        let near: Vec<PeerId> = self.state().neighbours.ids().collect();
+        for peer in near {
+            // One that does not hear it finds out when it asks.
+            let _ = node.engine.tell(&peer, Message::Keep(keep.clone()));
+        }
+    }
+
+    /// Promises that are taken back, because what they are about is wanted gone.
+    fn withdraw(&self, node: &Node, objects: &[ObjectId]) {
+        let new: Vec<ObjectId> = {
+            let mut state = self.state();
+            let until = self.now() + PROMISE;
+            let new = objects.iter().filter(|id| !state.leaving.contains_key(id)).copied();
+            let new: Vec<ObjectId> = new.collect();
+            state.leaving.extend(new.iter().map(|id| (*id, until)));
+            new
+        };
+        for objects in new.chunks(HELD_MAX) {
+            self.counters.promises_withdrawn.add(objects.len() as u64);
+            self.tell_all(node, &Keep::Withdrawn { all: false, objects: objects.to_vec() });
+        }
+    }
+
+    /// This node ends: nobody is to rely on it any more.
+    pub(super) fn leave(&self, node: &Node) {
+        self.tell_all(node, &Keep::Withdrawn { all: true, objects: Vec::new() });
+    }
+
+    /// Forgets what has expired; the store says so once nobody relies on anything.
+    fn forget_expired(&self) -> Result<(), EvictError> {
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.ledger.tick(now);
+        let given: HashSet<ObjectId> = state.ledger.given().copied().collect();
+        state.promised.retain(|id, _| given.contains(id));
+        state.leaving.retain(|_, until| now < *until);
+        let quiet = now.saturating_sub(state.last_given) >= PROMISE * 2;
+        if state.noted && given.is_empty() && quiet && !self.store.is_read_only() {
+            self.store.set_promised(false)?;
+            state.noted = false;
+        }
+        Ok(())
     }
 
     /// Writes down what was used, and notes what came back after it was evicted.
@@ -241,6 +469,7 @@ impl Evictor {
         for object in node.mounts.open_objects() {
             self.store.note_used(&object, now);
         }
+        self.note_containers(node, now)?;
         self.store.record_uses()?;
         let evicted = std::mem::take(&mut self.state().evicted);
         let mut gone = VecDeque::with_capacity(evicted.len());
@@ -256,42 +485,6 @@ impl Evictor {
         self.state().evicted.extend(gone);
         Ok(())
     }
-
-    /// For `peersync gc`: what goes and why, or what would.
-    pub(super) fn gc(&self, node: &Node, dry_run: bool) -> Result<GcReport, EvictError> {
-        let _one = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        let (disk, budget) = self.disk()?;
-        let round = self.look(node, disk, budget)?;
-        let mut report = Report::default();
-        let Inventory { items, orphans, parts } = &round.inventory;
-        let orphans_go = budget.pressure(disk.occupied) != Pressure::None;
-        for (id, bytes) in orphans {
-            report.add(id, *bytes, None, orphans_go, ORPHAN);
-        }
-        for (item, verdict) in items.iter().zip(&round.plan.verdicts) {
-            let (goes, why) = words(*verdict);
-            report.add(&item.id, item.bytes, Some(item.idle), goes, why);
-        }
-        if parts.0 > 0 {
-            let why = "its layer could not be mounted without it".to_owned();
-            report.groups.push(GcGroup { goes: false, why, objects: parts.0, bytes: parts.1 });
-        }
-        let freed = if dry_run {
-            report.groups.iter().filter(|group| group.goes).map(|group| group.bytes).sum()
-        } else {
-            sum(&self.act(&round)).1
-        };
-        report.sort();
-        Ok(GcReport {
-            dry_run,
-            used_bytes: disk.occupied,
-            budget_bytes: budget.hard,
-            freed_bytes: freed,
-            short_bytes: round.plan.short,
-            groups: report.groups,
-            items: report.items,
-        })
-    }
 }
 
 /// Why there is no eviction.
@@ -301,37 +494,6 @@ pub(super) enum EvictError {
     Records(#[from] MetaError),
     #[error("how full the disk is: {0}")]
     Disk(#[from] std::io::Error),
-}
-
-#[derive(Default)]
-struct Report {
-    groups: Vec<GcGroup>,
-    items: Vec<GcItem>,
-}
-
-impl Report {
-    fn add(&mut self, id: &ObjectId, bytes: u64, idle: Option<u32>, goes: bool, why: &str) {
-        match self.groups.iter_mut().find(|group| group.goes == goes && group.why == why) {
-            Some(group) => {
-                group.objects += 1;
-                group.bytes += bytes;
-            }
-            None => self.groups.push(GcGroup { goes, why: why.to_owned(), objects: 1, bytes }),
-        }
-        self.items.push(GcItem {
-            object: id.to_string(),
-            goes,
-            why: why.to_owned(),
-            bytes,
-            unused_seconds: idle.filter(|idle| *idle < u32::MAX).map(u64::from),
-        });
-    }
-
-    fn sort(&mut self) {
-        self.groups.sort_by_key(|group| (!group.goes, std::cmp::Reverse(group.bytes)));
-        self.items.sort_by_key(|item| (!item.goes, std::cmp::Reverse(item.bytes)));
-        self.items.truncate(NAMED);
-    }
 }
 
 const ORPHAN: &str = "no layer needs it";
@@ -351,59 +513,19 @@ fn goes_as(class: Class) -> &'static str {
     }
 }
 
-/// What becomes of an object and why, for people.
-fn words(verdict: Verdict) -> (bool, &'static str) {
-    match verdict {
-        Verdict::Goes(class) => (true, goes_as(class)),
-        Verdict::Asks(_) | Verdict::Waits => (false, "a neighbour is asked whether it keeps it"),
-        Verdict::Promised => (false, "a neighbour may rely on it"),
-        Verdict::Keeper => (false, "this node keeps it for its neighbours"),
-        Verdict::Stays(Class::Pinned) => (false, "it is pinned"),
-        Verdict::Stays(Class::InUse) => (false, "a container or an open file uses it"),
-        Verdict::Stays(_) => (false, "there is room for it"),
-    }
+/// Enough of a name to tell this node's objects apart by.
+fn first(id: &ObjectId) -> [u8; 8] {
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.as_bytes()[..8]);
+    first
 }
 
 pub(super) fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The thread; ends with [`Thread::stop`].
-pub(super) struct Thread {
-    stop: mpsc::Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Thread {
-    /// Looks from now on, as long as there is a node.
-    ///
-    /// # Errors
-    /// Where the system has no thread left.
-    pub(super) fn start(node: &Arc<Node>) -> std::io::Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let node: Weak<Node> = Arc::downgrade(node);
-        let thread = thread::Builder::new().name("evict".into()).spawn(move || {
-            step_back();
-            let mut recorded = Instant::now();
-            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                let Some(node) = node.upgrade() else { return };
-                let mut done = node.evictor.round(&node);
-                if recorded.elapsed() >= RECORD {
-                    recorded = Instant::now();
-                    done = done.and(node.evictor.record(&node));
-                }
-                if let Err(error) = done {
-                    warn!("eviction: {error}");
-                }
-            }
-        })?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Ends it. Blocks until the objects at hand are gone.
-    pub(super) fn stop(self) {
-        drop(self.stop);
-        // A panic there was already reported.
-        let _ = self.thread.join();
-    }
+/// The time since the machine was started, sleep included: a promise does not last
+/// longer because the one who relies on it was asleep. Nobody can set it.
+fn clock() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }

@@ -59,8 +59,13 @@ pub(super) async fn run(node: Weak<Node>, key: NodeKey, view: Arc<View>) {
             () = tokio::time::sleep_until(due.into()) => None,
         };
         let Some(node) = node.upgrade() else { return };
-        if let Some(event) = event {
-            part.on(event, &node.engine);
+        match event {
+            Some(Control::Said { peer, message: wire::Message::Keep(keep) }) => {
+                node.evictor.hear(peer, keep);
+                continue;
+            }
+            Some(event) => part.on(event, &node.engine),
+            None => {}
         }
         part.tick(&node);
         part.carry_out(&node.engine);

@@ -45,6 +45,8 @@ impl Stamp {
             &counters.content_remote,
             &counters.content_registry,
             &counters.first_passes,
+            &counters.evicted_spare,
+            &counters.evicted_pressure,
         ];
         let came = came.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add);
         Self { at: Instant::now(), images: node.images.changed(), came }

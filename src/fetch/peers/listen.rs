@@ -125,7 +125,13 @@ impl Inner {
             Content::Block { object, index, block } => {
                 let len = block.data().len() as u32;
                 let near = self.progress(request, len, &peer);
-                self.state().received(&peer, len.into());
+                {
+                    let mut state = self.state();
+                    state.received(&peer, len.into());
+                    if let Some(net) = state.net.as_mut().filter(|_| near == Near::Remote) {
+                        net.served.note(peer, object);
+                    }
+                }
                 let key = BlockKey { object, index };
                 let source = if near == Near::Lan { Source::Lan } else { Source::Remote };
                 let blob = self.locator.cached(&object).map(|located| *located.index.blob());
@@ -206,6 +212,7 @@ impl State {
         if let Some(net) = self.net.as_mut() {
             info!(?peer, "peer gone");
             net.peers.remove(peer);
+            net.served.forget(peer);
             net.passes.notify_waiters();
         }
     }

@@ -26,6 +26,7 @@ mod news;
 mod penalty;
 mod question;
 mod relay;
+mod served;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ use self::find::Searches;
 use self::news::{Heard, Listener, LookUp};
 use self::penalty::Penalties;
 use self::question::Questions;
+use self::served::Served;
 use super::driver::State;
 use super::engine::{Engine, Inner};
 use super::relay::Party;
@@ -79,6 +81,8 @@ pub(super) struct Net {
     penalties: Penalties,
     /// Layers whose holders are searched for.
     searches: Searches,
+    /// Who beyond the LAN has shown that it has something of an object.
+    served: Served,
     /// Told when holdings have changed that somebody listens to.
     changed: Arc<Notify>,
     /// Addresses that are called for the first time.
@@ -169,6 +173,7 @@ impl Engine {
             findings: Findings::default(),
             penalties: Penalties::default(),
             searches: Searches::default(),
+            served: Served::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
             expected: None,

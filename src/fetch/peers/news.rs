@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::{Net, from_wire};
 use crate::fetch::driver::State;
-use crate::fetch::engine::Inner;
+use crate::fetch::engine::{Engine, Inner};
 use crate::fetch::index::LayerIndex;
 use crate::fetch::schedule::{self, BlockKey, Class, Event, Scope, Wanted};
 use crate::fetch::tunnel::{Near, SendError, TunnelId};
@@ -70,7 +70,7 @@ impl Inner {
             Message::Getting { object, blocks, on } => self.on_getting(peer, object, &blocks, on),
             Message::Ask { object, index } => self.on_ask(peer, object, index),
             Message::Passed { blob, stage, pieces } => self.on_passed(peer, blob, stage, pieces),
-            message @ (Message::Layers { .. } | Message::Control(_)) => {
+            message @ (Message::Layers { .. } | Message::Control(_) | Message::Keep(_)) => {
                 if let Some(net) = self.state().net.as_ref() {
                     net.findings.said(peer, message);
                 }
@@ -117,6 +117,23 @@ impl Inner {
         let block: BlockSet = std::iter::once(key.index..key.index + 1).collect();
         for home in homes {
             net.journal.record(home, key.object, Holding::Add(block.clone()));
+        }
+        net.changed.notify_one();
+    }
+
+    /// These objects were removed: whoever listens is to be told, also of what has
+    /// come again since.
+    fn note_gone(&self, state: &mut State, objects: &[ObjectId]) {
+        let Some(net) = state.net.as_mut() else { return };
+        for object in objects {
+            let homes = net.heard.objects.get(object).into_iter().flatten();
+            let again = holding(&self.store, object);
+            for home in homes {
+                net.journal.record(home, *object, Holding::Nothing);
+                if let Some((_, held)) = &again {
+                    net.journal.record(home, *object, held.clone());
+                }
+            }
         }
         net.changed.notify_one();
     }
@@ -169,6 +186,9 @@ impl Inner {
         }
         if applied.last {
             peer.answered.insert(home);
+        }
+        for (object, holding) in &applied.changes {
+            net.served.heard(&id, object, holding);
         }
         let answered = if applied.last { net.answered(&id, home) } else { None };
         for (object, holding) in applied.changes {
@@ -250,6 +270,14 @@ impl Inner {
             }
             net.tell_passes(&self.spools, &**link);
         }
+    }
+}
+
+impl Engine {
+    /// Tells peers that nothing of these objects is here any more, as far as they
+    /// listen to what is here of them.
+    pub fn gone(&self, objects: &[ObjectId]) {
+        self.inner.note_gone(&mut self.inner.state(), objects);
     }
 }
 

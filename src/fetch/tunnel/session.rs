@@ -420,7 +420,8 @@ impl Tunnel for Session {
             | Message::Ask { .. }
             | Message::Layers { .. }
             | Message::Passed { .. }
-            | Message::Control(_) => self.send(&news),
+            | Message::Control(_)
+            | Message::Keep(_) => self.send(&news),
             _ => Err(SendError::NotNews),
         }
     }

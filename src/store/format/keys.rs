@@ -11,6 +11,8 @@ pub const STATE_SESSION: &[u8] = b"session";
 pub const STATE_NEXT_OBJECT: &[u8] = b"next_object";
 /// `state`: the next slot.
 pub const STATE_NEXT_SLOT: &[u8] = b"next_slot";
+/// `state`: 1 while others may rely on promises that this node gave.
+pub const STATE_PROMISED: &[u8] = b"promised";
 
 /// `state`: how many of [`Table::ALL`](super::tables::Table::ALL) the database has,
 /// from the first on.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::{BLOCK_MAX, BlockHash, PeerId};
 use crate::wire::control::{ASKED_MAX, HOLDERS_MAX, Holder, SignedClaim};
+use crate::wire::keep::{Challenge, HELD_MAX, Keep, PROMISES_MAX, Reply};
 use crate::wire::request::{Class, Encoding, Extent, Item, Place};
 use crate::wire::{Features, Limits, PROOFS_MAX, RUN_MAX, Zone, fuzz_frames, fuzz_message};
 
@@ -179,6 +180,38 @@ fn control() -> impl Strategy<Value = Control> {
     ]
 }
 
+fn keep() -> impl Strategy<Value = Keep> {
+    let id = any::<u64>;
+    let name = any::<[u8; 32]>;
+    let ask = (object(), any::<u32>()).prop_map(|(object, block)| Challenge { object, block });
+    let reply =
+        prop_oneof![name().prop_map(Reply::Promised), Just(Reply::NotHere), Just(Reply::Unwilling)];
+    let signature = (name(), name()).prop_map(|(a, b)| {
+        let mut signature = [0; 64];
+        signature[..32].copy_from_slice(&a);
+        signature[32..].copy_from_slice(&b);
+        signature
+    });
+    prop_oneof![
+        (id(), vec(object(), 1..=40)).prop_map(|(id, objects)| Keep::WhoHolds { id, objects }),
+        (id(), id(), vec(any::<bool>(), 0..=HELD_MAX))
+            .prop_map(|(id, capacity, whole)| Keep::Holds { id, capacity, whole }),
+        (name(), id(), vec(ask, 1..=PROMISES_MAX))
+            .prop_map(|(nonce, capacity, asks)| Keep::AskPromises { nonce, capacity, asks }),
+        (name(), any::<u16>(), vec(reply, 0..=PROMISES_MAX), signature).prop_map(
+            |(nonce, seconds, answers, signature)| Keep::Promises {
+                nonce,
+                seconds,
+                answers,
+                signature
+            }
+        ),
+        (any::<bool>(), vec(object(), 0..40))
+            .prop_map(|(all, objects)| Keep::Withdrawn { all, objects }),
+        vec(object(), 0..40).prop_map(|objects| Keep::Gone { objects }),
+    ]
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let id = any::<u64>;
     let end = prop_oneof![Just(End::Done), Just(End::Cancelled), Just(End::Failed)];
@@ -207,6 +240,7 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Passed { blob, stage, pieces: start..start + more }
         }),
         control().prop_map(Message::Control),
+        keep().prop_map(Message::Keep),
         request().prop_map(Message::Request),
         id().prop_map(Message::Cancel),
         head().prop_map(Message::Head),
@@ -279,4 +313,27 @@ fn what_cannot_be_is_refused() {
     assert!(head(BLOCK_MAX, 10).is_ok());
     assert!(head(BLOCK_MAX + 1, 10).is_err() && head(10, 10).is_err() && head(10, 0).is_err());
     assert!(Message::decode(Kind::Data, &[0; 64]).is_err());
+    // Questions about nothing, and bits beyond the objects that were asked about.
+    assert!(Message::decode(Kind::WhoHolds, &[0; 10]).is_err());
+    assert!(Message::decode(Kind::AskPromises, &[0; 42]).is_err());
+    let holds = |bits: u8| Message::decode(Kind::Holds, &[&[0; 16][..], &[3, 0, bits]].concat());
+    assert!(holds(7).is_ok() && holds(8).is_err());
+}
+
+#[test]
+fn the_longest_messages_about_copies_fit_their_frames() {
+    let objects = vec![ObjectId::from_bytes([1; 32]); HELD_MAX];
+    let asks = vec![Challenge { object: objects[0], block: 1 }; PROMISES_MAX];
+    let answers = vec![Reply::Promised([1; 32]); PROMISES_MAX];
+    for keep in [
+        Keep::WhoHolds { id: 1, objects: objects.clone() },
+        Keep::Holds { id: 1, capacity: 1, whole: vec![true; HELD_MAX] },
+        Keep::AskPromises { nonce: [1; 32], capacity: 1, asks },
+        Keep::Promises { nonce: [1; 32], seconds: 60, answers, signature: [1; 64] },
+        Keep::Withdrawn { all: false, objects: objects.clone() },
+        Keep::Gone { objects },
+    ] {
+        let message = Message::Keep(keep);
+        assert_eq!(decode(&message.to_frame()), Ok(message));
+    }
 }

@@ -219,10 +219,22 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it with a configuration and waits for its mount.
     pub(crate) fn start(peersync: &Peersync, config: &str, mount: &Path) -> Self {
+        Self::start_with(peersync, config, mount, &[])
+    }
+
+    /// As [`Daemon::start`], with these in its environment.
+    pub(crate) fn start_with(
+        peersync: &Peersync,
+        config: &str,
+        mount: &Path,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let file = peersync.path("config.toml");
         fs::write(&file, config).expect("configuration");
         let config = [OsStr::new("--config"), file.as_os_str(), OsStr::new("daemon")];
-        let mut process = Running::start(&mut peersync.command(&config));
+        let mut command = peersync.command(&config);
+        command.envs(environment.iter().copied());
+        let mut process = Running::start(&mut command);
         wait_until("the daemon's mount answers", Duration::from_secs(30), || {
             assert!(process.wait(Duration::ZERO).is_none(), "the daemon ended");
             is_mounted(mount)

@@ -24,6 +24,7 @@ pub(crate) struct Node {
     pub(crate) number: u8,
     pub(crate) space: Space,
     directory: PathBuf,
+    environment: Vec<(String, String)>,
     // In this order: what waits at the mount is let go, then the daemon ends.
     mount: Option<Mount>,
     process: Option<Process>,
@@ -34,7 +35,13 @@ impl Node {
         for name in ["mnt", "hosts"] {
             fs::create_dir_all(directory.join(name)).expect("node directory");
         }
-        Self { lan, number, space, directory, mount: None, process: None }
+        let environment = Vec::new();
+        Self { lan, number, space, directory, environment, mount: None, process: None }
+    }
+
+    /// A setting of its daemon and commands, from the next start on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     pub(crate) fn address(&self) -> Ipv4Addr {
@@ -80,6 +87,7 @@ impl Node {
         command.env("DOCKER_CONFIG", self.path("docker")).env("XDG_CONFIG_HOME", self.path("xdg"));
         // How full this machine's disk is is not part of a test.
         command.env("PEERSYNC_STORE_MIN_FREE", "0");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.path("config.toml"));
         command.arg("--store").arg(self.path("store")).args(arguments);
         command
