@@ -91,7 +91,7 @@ pub enum Message {
         /// Whether it still does.
         on: bool,
     },
-    /// About trackers.
+    /// About trackers and other nodes.
     Control(Control),
     /// Asks for content.
     Request(Request),
@@ -471,7 +471,9 @@ impl Message {
             | Kind::WhoHas
             | Kind::Holders
             | Kind::Images
-            | Kind::Again => return Err(WireError::Invalid("not a message")),
+            | Kind::Again
+            | Kind::WhoElse
+            | Kind::Others => return Err(WireError::Invalid("not a message")),
         })
     }
 }

@@ -142,7 +142,7 @@ fn messages() {
     write("handshake", "member", &[&[1][..], &hello.to_frame()].concat());
 }
 
-fn about_trackers(blob: Digest) -> [Control; 7] {
+fn about_trackers(blob: Digest) -> [Control; 9] {
     let peer = PeerId([9; 32]);
     let address = std::net::SocketAddr::from(([10, 1, 0, 2], 7400));
     let claim = SignedClaim {
@@ -164,6 +164,8 @@ fn about_trackers(blob: Digest) -> [Control; 7] {
         Control::Holders { id: 1, layers: holders },
         Control::Images { full: true, number: 0, images: vec![(1, Some(vec![2, 3])), (4, None)] },
         Control::Again,
+        Control::WhoElse,
+        Control::Others { nodes: vec![(peer, address)] },
     ]
 }
 
