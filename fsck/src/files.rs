@@ -17,7 +17,7 @@ use crate::open::at;
 use crate::repair::remove;
 use crate::report::Kind;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     FORMAT_FILE,
     FORMAT_TEMP,
     LOCK_FILE,
@@ -27,6 +27,9 @@ const FILES: [&str; 8] = [
     OWNER_LOG,
     // The node's secret key.
     "node.key",
+    // Nodes that were good peers, by network.
+    "peers.json",
+    "peers.json.new",
 ];
 /// The last one is the snapshotter's.
 const DIRS: [&str; 4] = [OBJECTS_DIR, STAGING_DIR, QUARANTINE_DIR, "snapshotter"];

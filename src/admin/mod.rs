@@ -13,7 +13,7 @@ pub use client::{Client, ClientError, connect};
 pub use http::{Vitals, serve_http};
 pub use protocol::{
     Event, Failure, FailureKind, GcGroup, GcItem, GcReport, ImageInfo, LayerInfo, MountArgs,
-    MountInfo, PeerInfo, PinInfo, Progress, PullReport, Request, SOCKET, Stage, Status, StoreInfo,
-    SwarmNode, TrackerInfo,
+    MountInfo, PeerInfo, PinInfo, Progress, PullReport, RememberedInfo, Request, SOCKET, Stage,
+    Status, StoreInfo, SwarmNode, TrackerInfo,
 };
 pub use server::{Events, Service, serve};

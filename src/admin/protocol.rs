@@ -65,6 +65,13 @@ pub enum Request {
     },
     /// Answers [`Event::Pins`].
     Pins,
+    /// What nodes are remembered; answers [`Event::Remembered`].
+    Remembered,
+    /// Forget remembered nodes; answers [`Event::Forgotten`].
+    Forget {
+        /// Only those of the network that this machine is in.
+        here: bool,
+    },
     /// What the objects of the store are and which blocks are there: lines as
     /// `store::format::inventory` describes them.
     Inventory {
@@ -143,6 +150,20 @@ pub enum Event {
     Pins {
         /// By name.
         pins: Vec<PinInfo>,
+    },
+    /// Nodes that were good before.
+    Remembered {
+        /// The network that this machine is in.
+        here: String,
+        /// By network: the one that was used last first; in each the best first.
+        nodes: Vec<RememberedInfo>,
+    },
+    /// Remembered nodes are forgotten.
+    Forgotten {
+        /// Networks.
+        networks: u64,
+        /// Nodes of all of them.
+        nodes: u64,
     },
     /// The request failed.
     Failed(Failure),
@@ -430,6 +451,23 @@ pub struct PinInfo {
     pub name: String,
     /// When it was set, in seconds since 1970.
     pub since: u64,
+}
+
+/// A node that was a good neighbour before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedInfo {
+    /// In which network.
+    pub network: String,
+    /// Its key: 64 hexadecimal digits.
+    pub id: String,
+    /// Where its tunnels are.
+    pub address: SocketAddr,
+    /// Bytes per second at its best, once measured.
+    pub speed: Option<u64>,
+    /// When it was there last, in seconds since 1970.
+    pub seen: u64,
+    /// Calls in vain since then.
+    pub failures: u32,
 }
 
 /// Why a request failed.

@@ -115,6 +115,9 @@ pub(super) enum Command {
     /// Build, publish and show layer indexes.
     #[command(subcommand)]
     Index(IndexCommand),
+    /// Show or forget the nodes that are remembered.
+    #[command(subcommand)]
+    Swarm(SwarmCommand),
     /// Make keys of swarms.
     #[command(subcommand)]
     SwarmKey(SwarmKeyCommand),
@@ -156,6 +159,26 @@ pub(super) struct Limits {
     /// reader waits for is not held up [default: limits.download].
     #[arg(long, value_name = "RATE")]
     pub(super) download_limit: Option<ByteRate>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum SwarmCommand {
+    /// List the nodes that were good peers before, by network.
+    ///
+    /// They are called first when this machine comes back to the network, so that
+    /// it finds its swarm with no multicast and nobody's address in its
+    /// configuration.
+    Remembered,
+    /// Forget remembered nodes.
+    ///
+    /// Tunnels that are open stay, and who is a good peer from now on is remembered
+    /// anew. Of use when a machine has moved to other people, or a network has got
+    /// other addresses.
+    Reset {
+        /// Only those of the network that this machine is in.
+        #[arg(long)]
+        here: bool,
+    },
 }
 
 #[derive(Subcommand)]

@@ -55,6 +55,9 @@ const EXAMPLES: &[(&str, &str)] = &[
   peersync --store /tmp/ci index push --plain-http registry.lan:5000/app:1   # in a CI job",
     ),
     ("index show", "  peersync index show registry.example/team/app:1"),
+    ("swarm", "  peersync swarm remembered\n  peersync swarm reset"),
+    ("swarm remembered", "  peersync swarm remembered\n  peersync --json swarm remembered"),
+    ("swarm reset", "  peersync swarm reset\n  peersync swarm reset --here"),
     ("swarm-key", "  peersync swarm-key new /etc/peersync/swarm.key"),
     (
         "swarm-key new",

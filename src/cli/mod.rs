@@ -11,11 +11,12 @@ mod mount;
 mod owner;
 mod progress;
 mod pull;
+mod swarm;
 mod swarm_key;
 
 pub use exit::Exit;
 
-use args::{Args, Command, IndexCommand};
+use args::{Args, Command, IndexCommand, SwarmCommand};
 use owner::Owner;
 
 /// Runs the command that the process was started with and gives its exit code.
@@ -56,6 +57,8 @@ fn run(args: Args) -> Result<(), Exit> {
             pull::index_push(&owner, &image, plain_http)
         }
         Command::Index(IndexCommand::Show { image }) => list::index_show(&owner, &image),
+        Command::Swarm(SwarmCommand::Remembered) => swarm::remembered(&owner),
+        Command::Swarm(SwarmCommand::Reset { here }) => swarm::reset(&owner, here),
         Command::Daemon(limits) => daemon::daemon(owner, &limits),
         Command::Doctor { containerd_config } => doctor::doctor(&owner, containerd_config),
         Command::Serve => daemon::serve(&owner),

@@ -88,6 +88,8 @@ pub struct Node {
     started: Instant,
     /// This node's part in its swarm.
     swarm: Option<swarm::Joined>,
+    /// Nodes that were good before.
+    memory: Arc<swarm::Memory>,
 }
 
 /// The snapshotter while it is served.
@@ -198,7 +200,8 @@ impl Node {
         let names = Arc::<Names>::default();
         let server = StoreServer::new(Arc::clone(&store), Arc::clone(&counters), engine.spools());
         let server = server.with_names(Arc::clone(&names));
-        let swarm = match Swarm::join(&config, role, &key, server, &engine).await {
+        let memory = Arc::new(swarm::Memory::open(path, !store.is_read_only()));
+        let swarm = match Swarm::join(&config, role, &key, server, &engine, &memory).await {
             // Whoever only wants to see an image need not be able to read the keys.
             Err(error) if role == Role::Started => {
                 warn!("not in the swarm: {error}");
@@ -269,6 +272,7 @@ impl Node {
             runtime,
             started: Instant::now(),
             swarm: swarm.as_ref().map(Swarm::joined),
+            memory,
         });
         if let Some(swarm) = swarm {
             swarm.take_part(&node);

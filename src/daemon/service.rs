@@ -10,10 +10,11 @@ use std::time::Duration;
 use futures_util::stream::{self, TryStreamExt};
 
 use super::report::{by_source, mount_info, progress};
+use super::swarm::place::network;
 use super::{Node, evict};
 use crate::admin::{
     Event, Events, Failure, FailureKind, LayerInfo, MountArgs, PinInfo, Progress, PullReport,
-    Request, Service, Stage,
+    RememberedInfo, Request, Service, Stage,
 };
 use crate::fetch::Sources;
 use crate::fs::{Root, Slot};
@@ -69,6 +70,8 @@ impl Service for Node {
                 Request::Pin { name } => self.pin(name).await,
                 Request::Unpin { name } => self.unpin(name).await,
                 Request::Pins => self.pins().await,
+                Request::Remembered => Ok(self.remembered()),
+                Request::Forget { here } => self.forget(here).await,
                 Request::Inventory { object } => self.inventory(object, events).await,
                 Request::Layers => {
                     let layers = self.blocking(|node| node.layers()).await?;
@@ -243,6 +246,33 @@ impl Node {
         let pins = self.blocking(|node| node.store.pins().map_err(|e| e.to_string())).await?;
         let pins = pins.into_iter().map(|(name, since)| PinInfo { name, since }).collect();
         Ok(Event::Pins { pins })
+    }
+
+    fn remembered(&self) -> Event {
+        let history = self.memory.history();
+        let of = |network: &str| {
+            let nodes = history.of(network).into_iter().map(|node| RememberedInfo {
+                network: network.to_owned(),
+                id: node.peer.to_string(),
+                address: node.tunnels,
+                speed: node.speed,
+                seen: node.seen,
+                failures: node.failures,
+            });
+            nodes.collect::<Vec<_>>()
+        };
+        let nodes = history.networks().into_iter().flat_map(of).collect();
+        Event::Remembered { here: network(), nodes }
+    }
+
+    async fn forget(self: &Arc<Self>, here: bool) -> Answer {
+        let gone = self
+            .blocking(move |node| {
+                let network = here.then(network);
+                node.memory.reset(network.as_deref()).map_err(|e| e.to_string())
+            })
+            .await?;
+        Ok(Event::Forgotten { networks: gone.0 as u64, nodes: gone.1 as u64 })
     }
 
     async fn layers_of(self: &Arc<Self>, resolved: &Resolved) -> Answer {

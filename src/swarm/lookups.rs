@@ -2,7 +2,7 @@
 //!
 //! Invariants: at most [`OPEN_MAX`] questions are open; an answer counts once, from
 //! the tracker that was asked, and leads to at most [`NAMED_MAX`] calls; none of
-//! them goes to an address that no other machine can have. A tracker that answers
+//! them goes to an address that is not believed of it. A tracker that answers
 //! late, nonsense, or with nodes of which none can be reached, time after time, is
 //! found out by [`Lookups::tick`].
 
@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::address::{is_believable, is_dialable};
 use crate::types::{Digest, PeerId};
 
 /// Questions that wait for an answer.
@@ -90,11 +91,11 @@ impl Lookups {
         self.open.remove(&id);
     }
 
-    /// An answer from `from`: the layer that it is about, and whom to call. `None`:
-    /// nobody has asked for it.
+    /// An answer from a node and its address: the layer that it is about, and whom to
+    /// call. `None`: nobody has asked for it.
     pub fn answer(
         &mut self,
-        from: &PeerId,
+        (from, at): (&PeerId, IpAddr),
         id: u64,
         holders: &[Vec<Named>],
         me: &PeerId,
@@ -113,13 +114,16 @@ impl Lookups {
             let twice = named
                 .iter()
                 .any(|other| other.peer == holder.peer || other.address == holder.address);
-            if holder.peer != *me && is_callable(holder.address) && !twice {
+            if holder.peer != *me && is_believable(holder.address, at) && !twice {
                 named.push(*holder);
             }
         }
         named.truncate(NAMED_MAX);
         if named.is_empty() && !holders.is_empty() {
-            self.fault();
+            // A tracker in two networks names nodes of one to a node of the other.
+            if !holders.iter().any(|holder| is_dialable(holder.address.ip())) {
+                self.fault();
+            }
             return Some((layer, named));
         }
         self.answered += 1;
@@ -185,18 +189,6 @@ impl Lookups {
     }
 }
 
-/// Whether a node of another machine can be at an address: no loopback, no
-/// multicast, no broadcast, nothing unspecified, no port 0.
-pub fn is_callable(address: SocketAddr) -> bool {
-    let special = match address.ip().to_canonical() {
-        IpAddr::V4(ip) => {
-            ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0
-        }
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_multicast() || ip.is_unspecified(),
-    };
-    !special && address.port() != 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +196,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
     const ME: PeerId = PeerId([1; 32]);
     const TRACKER: PeerId = PeerId([2; 32]);
+    const AT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 1));
 
     fn layer(n: u8) -> Digest {
         Digest::of(&[n])
@@ -220,11 +213,11 @@ mod tests {
         assert_eq!(lookups.ask(TRACKER, layer(1), S), Err(NotAsked::Open));
         let holders = [vec![named(7, "10.1.0.7:7400")]];
         let other = PeerId([9; 32]);
-        assert_eq!(lookups.answer(&other, id, &holders, &ME, S), None);
-        assert_eq!(lookups.answer(&TRACKER, id + 1, &holders, &ME, S), None);
-        let answer = lookups.answer(&TRACKER, id, &holders, &ME, S);
+        assert_eq!(lookups.answer((&other, AT), id, &holders, &ME, S), None);
+        assert_eq!(lookups.answer((&TRACKER, AT), id + 1, &holders, &ME, S), None);
+        let answer = lookups.answer((&TRACKER, AT), id, &holders, &ME, S);
         assert_eq!(answer, Some((layer(1), holders[0].clone())));
-        assert_eq!(lookups.answer(&TRACKER, id, &holders, &ME, S), None, "replayed");
+        assert_eq!(lookups.answer((&TRACKER, AT), id, &holders, &ME, S), None, "replayed");
     }
 
     #[test]
@@ -244,11 +237,11 @@ mod tests {
             named(10, "10.1.0.9:7400"),
             named(9, "10.1.0.10:7400"),
         ];
-        let answer = lookups.answer(&TRACKER, id, &[holders], &ME, S);
+        let answer = lookups.answer((&TRACKER, AT), id, &[holders], &ME, S);
         assert_eq!(answer, Some((layer(1), vec![named(9, "10.1.0.9:7400")])));
         let id = lookups.ask(TRACKER, layer(2), S).expect("asked");
         let flood = (20..200).map(|n| named(n, &format!("10.1.0.{n}:7400"))).collect();
-        let answer = lookups.answer(&TRACKER, id, &[flood], &ME, S).expect("asked");
+        let answer = lookups.answer((&TRACKER, AT), id, &[flood], &ME, S).expect("asked");
         assert_eq!(answer.1.len(), NAMED_MAX);
     }
 
@@ -258,14 +251,14 @@ mod tests {
         let nonsense: [Fail<'_>; 3] = [
             &|lookups, id, now| {
                 let loopback = vec![named(3, "127.0.0.1:22")];
-                lookups.answer(&TRACKER, id, &[loopback], &ME, now);
+                lookups.answer((&TRACKER, AT), id, &[loopback], &ME, now);
             },
             &|lookups, _, now| {
                 assert_eq!(lookups.tick(now + PATIENCE, |_| true).len(), 1);
             },
             &|lookups, id, now| {
                 let ghost = vec![named(3, "10.1.0.3:7400")];
-                lookups.answer(&TRACKER, id, &[ghost], &ME, now);
+                lookups.answer((&TRACKER, AT), id, &[ghost], &ME, now);
                 lookups.tick(now + TURN_UP, |_| false);
             },
         ];
@@ -290,7 +283,7 @@ mod tests {
             let now = S * 100 * n;
             let id = lookups.ask(TRACKER, layer(n as u8), now).expect("asked");
             let named = named(3, "10.1.0.3:7400");
-            lookups.answer(&TRACKER, id, &[vec![named]], &ME, now);
+            lookups.answer((&TRACKER, AT), id, &[vec![named]], &ME, now);
             lookups.tick(now + TURN_UP, |_| n % 2 == 0);
             assert!(!lookups.is_found_out());
         }

@@ -6,6 +6,8 @@
 //! - `elect`: which node of a partition is its tracker, with `claim`, the signatures;
 //! - `tracker`: what a tracker knows of who holds what;
 //! - `lookups`: questions to a tracker, and whether it is of use;
+//! - `address`: which addresses are called because somebody named them;
+//! - `history`: nodes that were good before, by network;
 //! - `popularity`: which layers are rare, and who holds such;
 //! - `differences`: how sets are told so that gaps show.
 //!
@@ -13,11 +15,13 @@
 //! This module knows neither the store nor the fetch engine: the composition root
 //! carries what it finds to them.
 
+pub mod address;
 pub mod beacon;
 pub mod claim;
 pub mod dht;
 pub mod differences;
 pub mod elect;
+pub mod history;
 pub mod lookups;
 pub mod multicast;
 pub mod neighbours;

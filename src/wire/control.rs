@@ -1,5 +1,5 @@
 //! What nodes say to each other about trackers: who is one, who holds what, and
-//! what images are made of. All of it may be skipped by whoever does not know it.
+//! what images are made of; and of other nodes. All of it may be skipped by whoever does not know it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +17,10 @@ pub const IMAGES_MAX: usize = 512;
 pub const IMAGE_LAYERS_MAX: usize = 128;
 /// Most layers in one message of images: 60 KiB.
 pub const IMAGES_LAYERS_MAX: usize = 7_500;
+/// Most nodes that one answer names.
+pub const OTHERS_MAX: usize = 16;
 
-/// About trackers.
+/// About trackers, and about other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// The greatest claim to be tracker that the sender knows.
@@ -56,6 +58,13 @@ pub enum Control {
     },
     /// What you say of layers and images does not go on from what I know: say all.
     Again,
+    /// Whom else do you have tunnels to?
+    WhoElse,
+    /// The answer: nodes, and where they can be called; at most [`OTHERS_MAX`].
+    Others {
+        /// Which.
+        nodes: Vec<(PeerId, SocketAddr)>,
+    },
 }
 
 /// A claim as it travels.
@@ -100,6 +109,8 @@ impl Control {
             Self::Holders { .. } => Kind::Holders,
             Self::Images { .. } => Kind::Images,
             Self::Again => Kind::Again,
+            Self::WhoElse => Kind::WhoElse,
+            Self::Others { .. } => Kind::Others,
         }
     }
 
@@ -118,7 +129,7 @@ impl Control {
                     push_address(out, address);
                 }
             }
-            Self::Prune | Self::Again => {}
+            Self::Prune | Self::Again | Self::WhoElse => {}
             Self::Graft { known } => {
                 out.push(u8::from(known.is_some()));
                 if let Some((tracker, sequence)) = known {
@@ -159,6 +170,14 @@ impl Control {
                         out.extend((layers.len() as u16).to_le_bytes());
                         layers.iter().for_each(|layer| out.extend(layer.to_le_bytes()));
                     }
+                }
+            }
+            Self::Others { nodes } => {
+                let nodes = &nodes[..nodes.len().min(OTHERS_MAX)];
+                out.extend((nodes.len() as u16).to_le_bytes());
+                for (peer, address) in nodes {
+                    out.extend(peer.0);
+                    push_address(out, address);
                 }
             }
         }
@@ -204,6 +223,12 @@ impl Control {
                 let count = r.count(IMAGES_MAX, "images")?;
                 let images = (0..count).map(|_| image(r)).collect::<Result<_, _>>()?;
                 Self::Images { full, number, images }
+            }
+            Kind::WhoElse => Self::WhoElse,
+            Kind::Others => {
+                let count = r.count(OTHERS_MAX, "nodes in an answer")?;
+                let node = |_| Ok((PeerId(r.array()?), address(r)?));
+                Self::Others { nodes: (0..count).map(node).collect::<Result<_, _>>()? }
             }
             _ => return Ok(None),
         }))

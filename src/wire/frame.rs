@@ -64,6 +64,10 @@ pub enum Kind {
     Images = 0x45,
     /// What the other says of layers and images has a gap.
     Again = 0x46,
+    /// Asks a neighbour for others.
+    WhoElse = 0x48,
+    /// Nodes that the sender has tunnels to.
+    Others = 0x49,
     /// Asks for content.
     Request = 0x30,
     /// A request is of no use any more.
@@ -115,6 +119,8 @@ impl Kind {
             0x44 => Self::Holders,
             0x45 => Self::Images,
             0x46 => Self::Again,
+            0x48 => Self::WhoElse,
+            0x49 => Self::Others,
             0x30 => Self::Request,
             0x31 => Self::Cancel,
             0x32 => Self::Head,
@@ -140,7 +146,7 @@ impl Kind {
             Self::Holders => 32 << 10,
             Self::WhoHolds | Self::Withdrawn | Self::Gone => 33 << 10,
             Self::AskPromises | Self::Promises => 4 << 10,
-            Self::WhoHas => 1 << 10,
+            Self::WhoHas | Self::Others => 1 << 10,
             Self::Getting => 8 << 10,
             Self::Data => DATA_BODY_MAX,
             _ => 256,

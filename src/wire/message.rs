@@ -85,7 +85,7 @@ pub enum Message {
         /// numbers of [`PASS_PIECE`] bytes.
         pieces: Range<u32>,
     },
-    /// About trackers.
+    /// About trackers and other nodes.
     Control(Control),
     /// About copies, and who keeps them.
     Keep(Keep),
@@ -472,7 +472,9 @@ impl Message {
             | Kind::AskPromises
             | Kind::Promises
             | Kind::Withdrawn
-            | Kind::Gone => return Err(WireError::Invalid("not a message")),
+            | Kind::Gone
+            | Kind::WhoElse
+            | Kind::Others => return Err(WireError::Invalid("not a message")),
         })
     }
 }

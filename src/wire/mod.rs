@@ -27,7 +27,7 @@ pub use blockset::{BLOCKS_MAX, BlockSet, RUNS_MAX};
 pub use codec::WireError;
 pub use control::{
     ASKED_MAX, Control, HOLDERS_MAX, Holder, IMAGE_LAYERS_MAX, IMAGES_LAYERS_MAX, IMAGES_MAX,
-    SignedClaim,
+    OTHERS_MAX, SignedClaim,
 };
 pub use frame::{FRAME_MAX, HEADER, Header, Kind};
 pub use fuzz::{fuzz_frames, fuzz_handshake, fuzz_message};

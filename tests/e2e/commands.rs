@@ -18,9 +18,18 @@ fn small() -> (tempfile::TempDir, Layout) {
 fn help_names_every_command() {
     let peersync = Peersync::new();
     let help = peersync.run(&["--help"]);
-    for command in
-        ["mount", "umount", "pull", "images", "layers", "index", "status", "daemon", "completions"]
-    {
+    for command in [
+        "mount",
+        "umount",
+        "pull",
+        "images",
+        "layers",
+        "index",
+        "status",
+        "swarm",
+        "daemon",
+        "completions",
+    ] {
         assert!(help.contains(command), "{command} in\n{help}");
     }
     for command in ["mount", "pull", "index"] {

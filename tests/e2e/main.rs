@@ -23,6 +23,7 @@ mod peers;
 mod posix;
 mod registries;
 mod store;
+mod tracker;
 mod trees;
 mod users;
 mod waiting;

@@ -17,16 +17,16 @@ use crate::trees::unpack;
 const SOON: Duration = Duration::from_secs(20);
 
 /// A daemon in a swarm.
-struct Node {
+pub(crate) struct Node {
     // In this order: the mount goes, then the daemon, then the store.
     _mount: Mount,
     _daemon: Daemon,
-    peersync: Peersync,
-    listen: SocketAddr,
+    pub(crate) peersync: Peersync,
+    pub(crate) listen: SocketAddr,
 }
 
 impl Node {
-    fn start(key: &Path, peers: &[SocketAddr], more: &str) -> Self {
+    pub(crate) fn start(key: &Path, peers: &[SocketAddr], more: &str) -> Self {
         let (peersync, listen) = (Peersync::new(), free_address());
         let point = peersync.mount_point();
         let mount = Mount::watch(&point);
@@ -40,17 +40,17 @@ impl Node {
         Self { _mount: mount, _daemon: daemon, peersync, listen }
     }
 
-    fn peers(&self) -> Value {
+    pub(crate) fn peers(&self) -> Value {
         let text = self.peersync.run(&["--json", "peers"]);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.peers()["node"]["id"].as_str().expect("in a swarm").to_owned()
     }
 
     /// Whether there is a tunnel to the other.
-    fn knows(&self, other: &str) -> bool {
+    pub(crate) fn knows(&self, other: &str) -> bool {
         let peers = self.peers();
         peers["peers"].as_array().expect("a list").iter().any(|peer| peer["id"] == other)
     }

@@ -254,7 +254,8 @@ impl Swarm {
             found.iter().map(|one| Named { peer: one.peer, address: one.address }).collect();
         let lookups = &mut self.nodes[asker].lookups;
         let Ok(id) = lookups.ask(name(tracker), wanted, now) else { return };
-        let answer = lookups.answer(&name(tracker), id, &[holders], &name(asker), now + round_trip);
+        let from = (&name(tracker), address(tracker).ip());
+        let answer = lookups.answer(from, id, &[holders], &name(asker), now + round_trip);
         let named = answer.map(|(_, named)| named).unwrap_or_default();
         let good = named.iter().any(|named| {
             (0..self.nodes.len()).any(|node| {

@@ -1,9 +1,12 @@
 //! Elections of trackers in a simulated swarm, with the shipped state machine.
 //!
 //! `cargo test --test election -- --nocapture` prints what elections cost; the
-//! table stands in `docs/BENCHMARKS.md`.
+//! table stands in `docs/BENCHMARKS.md`. With `PEERSYNC_PLOT` set to a file, what
+//! they cost is drawn there.
 
 mod holders;
+mod plot;
+mod popular;
 mod world;
 
 use std::collections::BTreeSet;
@@ -11,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use holders::{Fault, Swarm};
+use popular::Gossip;
 use world::{MS, Mutation, S, World};
 
 /// A new tracker is there so soon after the old one is gone.
@@ -108,13 +112,18 @@ fn messages_grow_with_nodes_and_not_with_their_square() {
     println!("| nodes | links | messages per node, election | time | per node and beat |");
     println!("|---|---|---|---|---|");
     let mut first = None;
+    let mut points = Vec::new();
     for count in [10, 30, 100, 300, 1000] {
         let (links, messages, took, beat) = cost(count, 3);
+        points.push((count, messages));
         let per_node = messages as f64 / count as f64;
         println!("| {count} | {links} | {per_node:.1} | {:.1} s | {beat:.2} |", took.as_secs_f64());
         // A hundred times the nodes cost each of them no more than three times as much.
         assert!(per_node < 3.0 * *first.get_or_insert(per_node), "{per_node} of {count} nodes");
         assert!(beat < 1.02, "{beat} messages a node and beat: no tree");
+    }
+    if let Some(file) = std::env::var_os("PEERSYNC_PLOT") {
+        plot::write(file.as_ref(), &points);
     }
 }
 
@@ -286,4 +295,16 @@ fn the_checkers_find_holdings_that_are_not_told() {
         }
     });
     assert!(why.contains("does not know"), "{why}");
+}
+
+#[test]
+fn popularity_is_what_neighbours_hold_whatever_was_lost() {
+    for seed in 0..10 {
+        let mut gossip = Gossip::new(50, seed, popular::Fault::None);
+        for loss in [0.0, 0.1, 0.5] {
+            gossip.run(200, loss);
+        }
+    }
+    let why = caught(|| Gossip::new(50, 1, popular::Fault::NoAgain).run(200, 0.3));
+    assert!(why.contains("takes layer"), "{why}");
 }

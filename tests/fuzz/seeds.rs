@@ -157,7 +157,7 @@ fn about_copies(object: ObjectId) -> [Keep; 6] {
     ]
 }
 
-fn about_trackers(blob: Digest) -> [Control; 7] {
+fn about_trackers(blob: Digest) -> [Control; 9] {
     let peer = PeerId([9; 32]);
     let address = std::net::SocketAddr::from(([10, 1, 0, 2], 7400));
     let claim = SignedClaim {
@@ -179,6 +179,8 @@ fn about_trackers(blob: Digest) -> [Control; 7] {
         Control::Holders { id: 1, layers: holders },
         Control::Images { full: true, number: 0, images: vec![(1, Some(vec![2, 3])), (4, None)] },
         Control::Again,
+        Control::WhoElse,
+        Control::Others { nodes: vec![(peer, address)] },
     ]
 }
 

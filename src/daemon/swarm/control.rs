@@ -7,19 +7,22 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use super::overlay::Heard;
 use super::own::{Own, Stamp};
 use super::view::{InOffice, View};
 use crate::daemon::Node;
 use crate::fetch::tunnel::{self, Target};
 use crate::fetch::{Control, Engine, Link};
 use crate::identity::NodeKey;
+use crate::swarm::address::is_believable;
 use crate::swarm::claim;
 use crate::swarm::differences::{Difference, HeardError, Teller};
 use crate::swarm::elect::{Action, Claim, Elector, Message, Near, Score};
-use crate::swarm::lookups::{Lookups, Named, NotAsked, is_callable};
+use crate::swarm::lookups::{Lookups, Named, NotAsked};
 use crate::swarm::popularity::Short;
 use crate::swarm::tracker::{Has, Tracker};
 use crate::types::{Digest, PeerId};
@@ -37,9 +40,15 @@ const AGAIN: Duration = Duration::from_secs(5);
 const QUESTIONS_MAX: u32 = 64;
 
 /// What this node does for its swarm as long as there is one.
-pub(super) async fn run(node: Weak<Node>, key: NodeKey, view: Arc<View>) {
+pub(super) async fn run(
+    node: Weak<Node>,
+    key: NodeKey,
+    view: Arc<View>,
+    ears: Option<mpsc::Sender<Heard>>,
+) {
     let Some((mut events, mut part)) = node.upgrade().map(|node| {
         let mut part = Part::new(&key, Arc::clone(&view), node.started);
+        part.ears = ears;
         part.reckon(&node.engine);
         (node.engine.control(), part)
     }) else {
@@ -88,6 +97,8 @@ async fn finished(looking: &mut Option<JoinHandle<Option<Own>>>) -> Option<Own> 
 struct Part {
     me: PeerId,
     key: NodeKey,
+    /// Who hears what peers say of others.
+    ears: Option<mpsc::Sender<Heard>>,
     start: Instant,
     node_started: Instant,
     view: Arc<View>,
@@ -139,6 +150,7 @@ impl Part {
         Self {
             me,
             key: key.clone(),
+            ears: None,
             start: now,
             node_started,
             view,
@@ -212,7 +224,20 @@ impl Part {
                 }
             }
             wire::Message::Control(wire::Control::Again) => self.again(&peer),
+            wire::Message::Control(wire::Control::WhoElse) => self.heard(Heard::WhoElse(peer)),
+            wire::Message::Control(wire::Control::Others { nodes }) => {
+                if let Some(at) = self.links.get(&peer).map(|linked| linked.link.address.ip()) {
+                    self.heard(Heard::Others { by: peer, at, nodes });
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// What finds no room is asked and said again.
+    fn heard(&self, heard: Heard) {
+        if let Some(ears) = &self.ears {
+            let _ = ears.try_send(heard);
         }
     }
 
@@ -236,7 +261,8 @@ impl Part {
         let link = self.links.get(&peer).map(|linked| linked.link);
         let address = match link {
             Some(link) if peer == claim.tracker => link.listens,
-            _ => said.address.filter(|address| is_callable(*address)),
+            Some(link) => said.address.filter(|at| is_believable(*at, link.address.ip())),
+            None => None,
         };
         let age = Duration::from_millis(said.age_ms.into());
         let now = self.now();
@@ -350,7 +376,8 @@ impl Part {
         let named = |holder: &wire::Holder| Named { peer: holder.peer, address: holder.address };
         let layers: Vec<Vec<Named>> =
             layers.iter().map(|holders| holders.iter().map(named).collect()).collect();
-        let now = self.now();
+        let Some(at) = self.links.get(from).map(|linked| linked.link.address.ip()) else { return };
+        let (from, now) = ((from, at), self.now());
         if let Some((blob, named)) = self.lookups.answer(from, id, &layers, &self.me, now) {
             let target = |named: &Named| Target { peer: Some(named.peer), address: named.address };
             let targets: Vec<Target> = named.iter().map(target).collect();

@@ -44,7 +44,19 @@ impl Lan {
 }
 
 fn own_networks() -> nix::Result<Vec<Network>> {
-    let networks = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+    Ok(addresses(None)?.into_iter().map(|(address, bits)| Network::new(address, bits)).collect())
+}
+
+/// The addresses of this machine, or of one device of it, and the bits that they
+/// have in common with their network.
+pub(super) fn networks_of(device: Option<&str>) -> Vec<(IpAddr, u8)> {
+    addresses(device).unwrap_or_default()
+}
+
+fn addresses(device: Option<&str>) -> nix::Result<Vec<(IpAddr, u8)>> {
+    let of = |name: &str| device.is_none_or(|device| device == name);
+    let interfaces = nix::ifaddrs::getifaddrs()?.filter(|one| of(&one.interface_name));
+    let addresses = interfaces.filter_map(|interface| {
         let address = ip(&interface.address?)?;
         let bits = match ip(&interface.netmask?)? {
             IpAddr::V4(mask) => mask.to_bits().leading_ones(),
@@ -52,9 +64,9 @@ fn own_networks() -> nix::Result<Vec<Network>> {
         };
         // A mask of nothing would make the whole world a LAN.
         let bits = u8::try_from(bits).ok().filter(|bits| *bits > 0)?;
-        Some(Network::new(address, bits))
+        Some((address.to_canonical(), bits))
     });
-    Ok(networks.collect())
+    Ok(addresses.collect())
 }
 
 fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {

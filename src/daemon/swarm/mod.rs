@@ -6,14 +6,17 @@
 //! - `control`: elections, trackers and popularity, with `own`, what this node holds,
 //!   and `view`, what reports and other parts of the node see of it;
 //! - `table`: holders of layers, wherever they are, that are found by the DHT;
-//! - `overlay`: good nodes beyond the LAN that tunnels are kept to.
+//! - `overlay`: good nodes beyond the LAN that tunnels are kept to;
+//! - `memory`: those that were good before, by the network that `place` says this is.
 
 mod beacons;
 mod control;
 mod lan;
 mod members;
+mod memory;
 mod overlay;
 mod own;
+pub(super) mod place;
 mod table;
 mod view;
 
@@ -28,6 +31,7 @@ use self::beacons::Beacons;
 use self::lan::Lan;
 pub(super) use self::members::SwarmError;
 use self::members::{Files, membership, resolve, say_who_is_trusted};
+pub(super) use self::memory::Memory;
 use self::overlay::Neighbourhood;
 use self::table::Table;
 use self::view::View;
@@ -83,6 +87,7 @@ impl Swarm {
         key: &NodeKey,
         server: StoreServer,
         engine: &Arc<Engine>,
+        memory: &Arc<Memory>,
     ) -> Result<Option<Self>, SwarmError> {
         let swarm = &config.swarm;
         if !swarm.is_on() {
@@ -122,10 +127,9 @@ impl Swarm {
             engine.expect_peers(FIRST_ANSWERS);
         }
         joined.table = Table::join(swarm, role, &trusted, &joined.endpoint, engine).await?;
-        joined.neighbourhood = joined
-            .table
-            .as_ref()
-            .map(|table| Neighbourhood::start(&joined.endpoint, engine, table.dht().clone()));
+        joined.neighbourhood = joined.table.as_ref().map(|table| {
+            Neighbourhood::start(&joined.endpoint, engine, table.dht().clone(), memory)
+        });
         Ok(Some(joined))
     }
 
@@ -137,7 +141,9 @@ impl Swarm {
 
     /// Takes part from now on, as long as there is a node.
     pub(super) fn take_part(self, node: &Arc<Node>) {
-        let part = control::run(Arc::downgrade(node), self.key.clone(), Arc::clone(&self.view));
+        let ears = self.neighbourhood.as_ref().map(Neighbourhood::ears);
+        let view = Arc::clone(&self.view);
+        let part = control::run(Arc::downgrade(node), self.key.clone(), view, ears);
         node.runtime.spawn(part);
         node.runtime.spawn(look_after(Arc::downgrade(node), self));
     }

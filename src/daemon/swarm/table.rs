@@ -17,7 +17,8 @@ use crate::fetch::tunnel::{Endpoint, Target};
 use crate::fetch::{Engine, Finder};
 use crate::identity::{Membership, SwarmKey};
 use crate::store::Store;
-use crate::swarm::dht::{self, Dht, Holder, Names, is_dialable};
+use crate::swarm::address::is_dialable;
+use crate::swarm::dht::{self, Dht, Holder, Names};
 use crate::types::Digest;
 
 /// A node's part in the table.

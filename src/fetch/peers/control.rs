@@ -28,6 +28,8 @@ const FINDINGS_MAX: usize = 256;
 const FRESH: Duration = Duration::from_secs(2);
 /// Whoever needs a holder before anything else waits so long for one.
 const FIND: Duration = Duration::from_secs(1);
+/// Dismissals that nobody has asked for yet.
+const DISMISSALS_MAX: usize = 256;
 /// A member that did what no honest one does stays out for so long.
 const EXPELLED: Duration = Duration::from_secs(24 * 3600);
 
@@ -174,6 +176,13 @@ impl Engine {
         self.inner.state().net.as_ref().is_some_and(|net| net.endpoint.is_revoked(peer))
     }
 
+    /// Peers that have closed their last tunnel to this node since this was asked
+    /// last, because they have better ones.
+    pub fn dismissals(&self) -> Vec<PeerId> {
+        let mut state = self.inner.state();
+        state.net.as_mut().map(|net| std::mem::take(&mut net.dismissals)).unwrap_or_default()
+    }
+
     /// The popularity score of a peer, 0 to 100.
     pub fn score(&self, peer: PeerId, pop: f64) {
         let event = Event::Scored { peer, pop, custom: 0.0 };
@@ -252,6 +261,13 @@ impl Inner {
 }
 
 impl Net {
+    /// A peer does not need this node.
+    pub(super) fn dismissed(&mut self, peer: PeerId) {
+        if self.dismissals.len() < DISMISSALS_MAX {
+            self.dismissals.push(peer);
+        }
+    }
+
     /// A node that was named is there: whoever looks for what it was named for
     /// waits for what it says.
     pub(super) fn met(&mut self, peer: &PeerId) {

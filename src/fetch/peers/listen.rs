@@ -13,7 +13,7 @@ use crate::fetch::tunnel::{
     self, Content, Ended, EventKind, Events, Fault, Near, Tunnel, TunnelId, Wrong,
 };
 use crate::types::PeerId;
-use crate::wire::Ledger;
+use crate::wire::{self, Ledger};
 
 /// Listens as long as there are an engine and an endpoint. On a thread of its own:
 /// blocks are written to the store in the order in which they come, and before it
@@ -109,6 +109,9 @@ impl Inner {
         }
         if gone {
             net.left_passes(&self.spools, &peer);
+            if matches!(why, Ended::ByPeer(wire::Refusal::Unneeded)) {
+                net.dismissed(peer);
+            }
         }
         self.tell(&mut state, Event::TunnelDown { tunnel: id });
         if gone && matches!(why, Ended::ByPeer(_)) {

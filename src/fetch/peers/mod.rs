@@ -89,6 +89,8 @@ pub(super) struct Net {
     calling: HashSet<SocketAddr>,
     /// Addresses that are called because somebody named them.
     meeting: HashSet<SocketAddr>,
+    /// Peers that closed their last tunnel because they have better ones.
+    dismissals: Vec<PeerId>,
     /// Until when discovery is expected to find the first peers.
     expected: Option<Instant>,
     /// Told when tunnels come and go, when a first call has failed, and when a
@@ -176,6 +178,7 @@ impl Engine {
             served: Served::default(),
             calling: HashSet::new(),
             meeting: HashSet::new(),
+            dismissals: Vec::new(),
             expected: None,
             changed: Arc::clone(&changed),
             links,

@@ -261,7 +261,7 @@ pub enum EventKind {
     /// A round trip was measured.
     Rtt(Duration),
     /// The peer tells something: `Subscribe`, `Have`, `Wants`, `Getting`, `Ask`,
-    /// `Layers`, `Passed`, `Bringing`, `Control` or `Keep`.
+    /// `Layers`, `Passed`, `Control` or `Keep`.
     News(Message),
 }
 

@@ -8,7 +8,7 @@
 //! - `names`: what a layer is called, by the swarm's keys;
 //! - `records`: what others have told this node, bounded;
 //! - `schedule`: when this node tells what it has, and again;
-//! - `address`: which addresses are called;
+//! - `address`: how libp2p writes addresses;
 //! - `transport`: connections, by way of a [`Greeter`] that lets in members only;
 //! - `task`: the one owner of all of it.
 //!
@@ -33,7 +33,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
-pub use address::is_dialable;
 pub use names::Names;
 pub use records::{PER_LAYER_MAX, PER_NODE_MAX, RECORDS_MAX};
 pub use schedule::{PROVIDED_MAX, REPUBLISH};

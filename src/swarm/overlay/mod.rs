@@ -11,22 +11,38 @@
 //!
 //! Invariants, which `check` looks at:
 //! - never more than [`NODES_MAX`] nodes, of those [`PER_SOURCE_MAX`] that one
-//!   source alone has named, and never more than [`NEIGHBOURS_MAX`] neighbours;
+//!   source alone has named and [`PER_ADDRESS_MAX`] at one IP address that are no
+//!   neighbours, and never more than [`NEIGHBOURS_MAX`] neighbours;
 //! - what others say of a node decides when it is probed, never how it ranks;
 //! - a node that fails is left alone for a time that doubles, and forgotten at the
-//!   [`FAILURES_MAX`]th failure in a row;
+//!   [`FAILURES_MAX`]th failure in a row; one that only a neighbour has named and
+//!   that never answered is forgotten at once, and whoever names such is asked less;
+//! - a neighbour names nodes only when it was asked, and [`TOLD_MAX`] at most;
 //! - every probe ends, by an answer or by its time.
+//!
+//! The book is kept here; `choose` says what is done next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::types::PeerId;
+
+mod choose;
+#[cfg(test)]
+mod tests;
 
 /// Nodes that are known at a time.
 pub const NODES_MAX: usize = 512;
 /// Of these, candidates that one source has named.
 pub const PER_SOURCE_MAX: usize = 64;
+/// Candidates at one IP address: whoever names many ports of one machine would
+/// have it called by the whole swarm.
+pub const PER_ADDRESS_MAX: usize = 8;
+/// Nodes that one answer of a neighbour names.
+pub const TOLD_MAX: usize = 16;
+/// What a neighbour has said is good for this long.
+pub const HEARSAY: Duration = Duration::from_secs(10 * 60);
 /// Neighbours that are looked for,
 pub const NEIGHBOURS_WANTED: usize = 16;
 /// and had at most: more come by themselves.
@@ -43,12 +59,23 @@ pub const FAILURES_MAX: u32 = 4;
 pub const EXPLORE: Duration = Duration::from_secs(60);
 /// A neighbour is not dropped for being slow before it was one for this long.
 pub const GRACE: Duration = Duration::from_secs(30);
-/// A neighbour is asked for its own this often.
+/// A neighbour is asked for its own this often; of those in the LAN, one.
 pub const ASK: Duration = Duration::from_secs(120);
-/// The slowest makes room once it is this much slower than the middle one.
+/// Far ones are asked this often while there are fewer than are wanted.
+pub const ASK_FEW: Duration = Duration::from_secs(40);
+/// A neighbour that asks is answered no more often.
+pub const TELL: Duration = Duration::from_secs(30);
+/// Whom a node does not want, or who does not want it, is left alone this long.
+pub const DISMISSED: Duration = Duration::from_secs(10 * 60);
+/// A neighbour that brought something lately is not dropped.
+const BUSY: Duration = Duration::from_secs(10);
+/// The slowest makes room once it is this much slower than the better quarter.
 const SLOW: f64 = 0.5;
 /// Weight of a new measurement of speed.
 const WEIGHT: f64 = 0.3;
+/// After so many names in a row that led nowhere a neighbour's others are not
+/// tried, and it is asked half as often; at twice as many, half as often again.
+const VAIN_MAX: u32 = 4;
 
 /// Who named a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +113,9 @@ pub enum Input {
     Failed(PeerId),
     /// The last tunnel to a node has gone.
     Down(PeerId),
-    /// A neighbour's bytes per second, as measured here.
+    /// It has closed its tunnels: it has better neighbours.
+    Dismissed(PeerId),
+    /// A neighbour's bytes per second, as measured here while it brought something.
     Measured(PeerId, f64),
     /// It lied, or was revoked: never again.
     Banned(PeerId),
@@ -105,10 +134,25 @@ pub enum Action {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    Candidate,
+    Candidate { named: Duration },
     Probed { until: Duration },
-    Neighbour { since: Duration, asked: Option<Duration>, near: bool },
+    Neighbour(Link),
     Resting { until: Duration },
+}
+
+/// A tunnel's state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Link {
+    since: Duration,
+    near: bool,
+    /// When it was asked for others last,
+    asked: Option<Duration>,
+    /// and how many it may still name.
+    owed: usize,
+    /// When it was told of others last.
+    told: Option<Duration>,
+    /// Nodes that it named and that did not answer, since one did.
+    vain: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -117,8 +161,12 @@ struct Node {
     source: Source,
     state: State,
     failures: u32,
-    /// Bytes per second, once measured.
+    /// It has been a neighbour.
+    proved: bool,
+    /// Bytes per second, once measured,
     speed: Option<f64>,
+    /// and when that was last.
+    busy: Option<Duration>,
 }
 
 /// A neighbour, for others to be told of and for people to look at.
@@ -130,6 +178,10 @@ pub struct Neighbour {
     pub address: SocketAddr,
     /// Its speed in bytes per second, once measured.
     pub speed: Option<f64>,
+    /// Whether it is in this node's LAN.
+    pub near: bool,
+    /// Since when it is one.
+    pub since: Duration,
 }
 
 /// The machine.
@@ -165,7 +217,7 @@ impl Overlay {
     pub fn apply(&mut self, now: Duration, input: Input) -> Vec<Action> {
         match input {
             Input::Named { source, peer, address } => {
-                self.on_named(source, peer, address);
+                self.on_named(now, source, peer, address);
                 return Vec::new();
             }
             Input::Up { peer, address, near } => {
@@ -176,10 +228,16 @@ impl Overlay {
                 }
             }
             Input::Failed(peer) | Input::Down(peer) => self.on_failed(now, &peer),
+            Input::Dismissed(peer) => {
+                if self.nodes.get(&peer).is_some_and(Node::is_neighbour) {
+                    self.rest(&peer, now + DISMISSED);
+                }
+            }
             Input::Measured(peer, speed) if speed.is_finite() && speed >= 0.0 => {
                 if let Some(node) = self.nodes.get_mut(&peer) {
                     let old = node.speed.unwrap_or(speed);
                     node.speed = Some(old + WEIGHT * (speed - old));
+                    node.busy = Some(now);
                 }
                 return Vec::new();
             }
@@ -200,9 +258,14 @@ impl Overlay {
         let late: Vec<PeerId> =
             self.nodes.iter().filter(|(_, node)| late(node)).map(|(peer, _)| *peer).collect();
         late.iter().for_each(|peer| self.on_failed(now, peer));
+        self.nodes.retain(|_, node| !node.is_old(now));
         for node in self.nodes.values_mut() {
             if matches!(node.state, State::Resting { until } if until <= now) {
-                node.state = State::Candidate;
+                node.state = State::Candidate { named: now };
+                // One that came by itself has nobody's turn yet.
+                if !self.turns.contains(&node.source) {
+                    self.turns.push_back(node.source);
+                }
             }
         }
         let mut actions = self.drop_slow(now);
@@ -216,9 +279,10 @@ impl Overlay {
         let mut list: Vec<Neighbour> = self
             .nodes
             .iter()
-            .filter(|(_, node)| node.is_neighbour())
             .filter_map(|(peer, node)| {
-                Some(Neighbour { peer: *peer, address: node.address?, speed: node.speed })
+                let State::Neighbour(Link { since, near, .. }) = node.state else { return None };
+                let (peer, address, speed) = (*peer, node.address?, node.speed);
+                Some(Neighbour { peer, address, speed, near, since })
             })
             .collect();
         list.sort_by(|a, b| {
@@ -253,19 +317,26 @@ impl Overlay {
             return Err(format!("{} nodes, {chosen} chosen neighbours", self.nodes.len()));
         }
         let mut named: BTreeMap<Source, usize> = BTreeMap::new();
+        let mut at: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for (peer, node) in &self.nodes {
             if *peer == self.me || self.banned.contains(peer) {
                 return Err(format!("{peer} must not be known"));
             }
             if !node.is_neighbour() {
                 *named.entry(node.source).or_default() += 1;
+                if let Some(address) = node.address.filter(|_| !node.proved) {
+                    *at.entry(address.ip()).or_default() += 1;
+                }
             }
             match node.state {
                 State::Probed { until } if until > now + PROBE => {
                     return Err(format!("the probe of {peer} does not end"));
                 }
-                State::Candidate if node.address.is_none() => {
+                State::Candidate { .. } if node.address.is_none() => {
                     return Err(format!("{peer} can't be called"));
+                }
+                State::Neighbour(link) if link.owed > TOLD_MAX => {
+                    return Err(format!("{peer} may name {}", link.owed));
                 }
                 _ => {}
             }
@@ -273,33 +344,47 @@ impl Overlay {
                 return Err(format!("{peer} failed too often"));
             }
         }
+        if let Some((ip, count)) = at.iter().find(|(_, count)| **count > PER_ADDRESS_MAX) {
+            return Err(format!("{count} candidates at {ip}"));
+        }
         match named.iter().find(|(_, count)| **count > PER_SOURCE_MAX) {
             Some((source, count)) => Err(format!("{count} candidates of {source:?}")),
             None => Ok(()),
         }
     }
 
-    fn on_named(&mut self, source: Source, peer: PeerId, address: SocketAddr) {
+    fn on_named(&mut self, now: Duration, source: Source, peer: PeerId, address: SocketAddr) {
+        if let Source::Neighbour(by) = source {
+            let link = self.nodes.get_mut(&by).and_then(Node::link);
+            let Some(link) = link.filter(|link| link.owed > 0) else { return };
+            link.owed -= 1;
+        }
         if peer == self.me || self.banned.contains(&peer) {
             return;
         }
         if let Some(node) = self.nodes.get_mut(&peer) {
-            // Where a node can be called that answered is known better here.
-            if node.state == State::Candidate && node.failures > 0 {
-                node.address = Some(address);
+            if let State::Candidate { named } = &mut node.state {
+                *named = now;
+                // Where a node can be called that answered is known better here.
+                if node.failures > 0 {
+                    node.address = Some(address);
+                }
             }
             return;
         }
+        let idle = |node: &&Node| !node.is_neighbour() && !node.proved;
+        let here = |node: &&Node| node.address.is_some_and(|at| at.ip() == address.ip());
+        let at_address = self.nodes.values().filter(idle).filter(here).count();
         let of_source = self.named_by(source).count();
-        if of_source >= PER_SOURCE_MAX || !self.make_room(source) {
+        let full = of_source >= PER_SOURCE_MAX || at_address >= PER_ADDRESS_MAX;
+        if full || !self.make_room(source) {
             return;
         }
         if !self.turns.contains(&source) {
             self.turns.push_back(source);
         }
-        let state = State::Candidate;
-        let node = Node { address: Some(address), source, state, failures: 0, speed: None };
-        self.nodes.insert(peer, node);
+        let state = State::Candidate { named: now };
+        self.nodes.insert(peer, Node::new(Some(address), source, state));
     }
 
     /// Room for one more. Where there is none, the source with most candidates
@@ -319,7 +404,7 @@ impl Overlay {
         if count <= own + 1 {
             return false;
         }
-        let idle = |node: &Node| node.source == most && node.state == State::Candidate;
+        let idle = |node: &Node| node.source == most && node.is_candidate();
         let victim = self.nodes.iter().find(|(_, node)| idle(node)).map(|(peer, _)| *peer);
         victim.is_some_and(|peer| self.nodes.remove(&peer).is_some())
     }
@@ -338,31 +423,58 @@ impl Overlay {
             if !self.make_room(Source::Neighbour(peer)) {
                 return;
             }
-            let (source, state) = (Source::Neighbour(peer), State::Candidate);
-            self.nodes.insert(peer, Node { address, source, state, failures: 0, speed: None });
+            let (source, state) = (Source::Neighbour(peer), State::Candidate { named: now });
+            self.nodes.insert(peer, Node::new(address, source, state));
         }
         let Some(node) = self.nodes.get_mut(&peer) else { return };
         (node.address, node.failures) = (address.or(node.address), 0);
         if !node.is_neighbour() {
-            node.state = State::Neighbour { since: now, asked: None, near };
+            node.state = State::Neighbour(Link::new(now, near));
+        }
+        let first = !std::mem::replace(&mut node.proved, true);
+        if let (Source::Neighbour(by), true) = (node.source, first)
+            && let Some(link) = self.nodes.get_mut(&by).and_then(Node::link)
+        {
+            link.vain = 0;
         }
     }
 
     fn on_failed(&mut self, now: Duration, peer: &PeerId) {
         let Some(node) = self.nodes.get_mut(peer) else { return };
-        if matches!(node.state, State::Resting { .. } | State::Candidate) {
+        if matches!(node.state, State::Resting { .. } | State::Candidate { .. }) {
             return;
         }
         node.failures += 1;
-        let named = self.nodes.values().filter(|other| !other.is_neighbour());
-        let full = |source| named.filter(|other| other.source == source).count() >= PER_SOURCE_MAX;
-        let node = &self.nodes[peer];
+        match node.source {
+            Source::Neighbour(by) if !node.proved => {
+                self.forget(peer);
+                self.led_nowhere(&by);
+            }
+            _ => {
+                let until = now + REST_MIN * 2u32.pow(node.failures - 1);
+                self.rest(peer, until);
+            }
+        }
+    }
+
+    /// What a neighbour has named is not there.
+    fn led_nowhere(&mut self, by: &PeerId) {
+        let Some(link) = self.nodes.get_mut(by).and_then(Node::link) else { return };
+        link.vain = link.vain.saturating_add(1);
+        if link.vain >= VAIN_MAX {
+            let source = Source::Neighbour(*by);
+            self.nodes.retain(|_, node| node.source != source || node.proved);
+        }
+    }
+
+    /// A node is left alone until then, or forgotten.
+    fn rest(&mut self, peer: &PeerId, until: Duration) {
+        let Some(node) = self.nodes.get(peer) else { return };
         // Who was a neighbour counts as its source's candidate again.
-        let crowded = node.is_neighbour() && full(node.source);
+        let crowded = node.is_neighbour() && self.named_by(node.source).count() >= PER_SOURCE_MAX;
         if node.failures >= FAILURES_MAX || node.address.is_none() || crowded {
             return self.forget(peer);
         }
-        let until = now + REST_MIN * 2u32.pow(node.failures - 1);
         if let Some(node) = self.nodes.get_mut(peer) {
             node.state = State::Resting { until };
         }
@@ -371,111 +483,43 @@ impl Overlay {
     fn forget(&mut self, peer: &PeerId) {
         self.nodes.remove(peer);
     }
-
-    /// The slowest neighbours make room: one at a time for those that may be
-    /// better, and as many as are too many.
-    fn drop_slow(&mut self, now: Duration) -> Vec<Action> {
-        let mut chosen: Vec<(PeerId, Duration, Option<f64>)> = Vec::new();
-        for (peer, node) in &self.nodes {
-            if let State::Neighbour { since, near: false, .. } = node.state {
-                chosen.push((*peer, since, node.speed));
-            }
-        }
-        let mut speeds: Vec<f64> = chosen.iter().filter_map(|(.., speed)| *speed).collect();
-        speeds.sort_by(f64::total_cmp);
-        let middle = speeds.get(speeds.len() / 2).copied();
-        // Those that were not measured count as middling; of equals the youngest go.
-        let rank = |speed: Option<f64>| speed.or(middle).unwrap_or(0.0);
-        chosen.sort_by(|a, b| rank(a.2).total_cmp(&rank(b.2)).then(b.1.cmp(&a.1)));
-        let surplus = chosen.len().saturating_sub(NEIGHBOURS_MAX);
-        let waiting = self.nodes.values().any(|node| node.state == State::Candidate);
-        let slow = |(_, since, speed): &(PeerId, Duration, Option<f64>)| {
-            let (Some(speed), Some(middle)) = (*speed, middle) else { return false };
-            now >= *since + GRACE && speed < SLOW * middle
-        };
-        let one_slow =
-            waiting && chosen.len() >= NEIGHBOURS_WANTED && chosen.first().is_some_and(slow);
-        let count = surplus.max(usize::from(one_slow));
-        let gone: Vec<PeerId> = chosen.into_iter().take(count).map(|(peer, ..)| peer).collect();
-        for peer in &gone {
-            // It may come back, after all others had their turn.
-            if let Some(node) = self.nodes.get_mut(peer) {
-                node.failures = node.failures.min(FAILURES_MAX - 2);
-            }
-            self.on_failed(now, peer);
-        }
-        gone.into_iter().map(Action::Drop).collect()
-    }
-
-    /// Probes candidates, each source in its turn.
-    fn probe(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let probes = |node: &&Node| matches!(node.state, State::Probed { .. });
-        let mut probed = self.nodes.values().filter(probes).count();
-        let neighbours = self.nodes.values().filter(|node| node.is_chosen()).count();
-        while probed < PROBES_MAX {
-            let few = neighbours + probed < NEIGHBOURS_WANTED;
-            let explore = self.explored.is_none_or(|then| now >= then + EXPLORE)
-                && neighbours + probed < NEIGHBOURS_MAX;
-            if !few && !explore {
-                return;
-            }
-            let Some((peer, address)) = self.next_candidate() else { return };
-            if let Some(node) = self.nodes.get_mut(&peer) {
-                node.state = State::Probed { until: now + PROBE };
-            }
-            if !few {
-                self.explored = Some(now);
-            }
-            probed += 1;
-            actions.push(Action::Probe(peer, address));
-        }
-    }
-
-    /// A candidate of the source whose turn it is: the one that failed least, and
-    /// any of those.
-    fn next_candidate(&mut self) -> Option<(PeerId, SocketAddr)> {
-        for _ in 0..self.turns.len() {
-            let source = self.turns.pop_front()?;
-            let of_source = self.nodes.iter().filter(|(_, node)| node.source == source);
-            let ready: Vec<_> =
-                of_source.filter(|(_, node)| node.state == State::Candidate).collect();
-            let Some(least) = ready.iter().map(|(_, node)| node.failures).min() else {
-                // It has a turn again when it names somebody, or one has rested.
-                if self.named_by(source).next().is_some() {
-                    self.turns.push_back(source);
-                }
-                continue;
-            };
-            self.turns.push_back(source);
-            let best: Vec<_> =
-                ready.into_iter().filter(|(_, node)| node.failures == least).collect();
-            let random = (next(&mut self.random) % best.len() as u64) as usize;
-            let (peer, node) = best[random];
-            return Some((*peer, node.address?));
-        }
-        None
-    }
-
-    /// Asks neighbours for theirs: who was not asked for longest.
-    fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        for (peer, node) in &mut self.nodes {
-            let State::Neighbour { asked, .. } = &mut node.state else { continue };
-            if asked.is_none_or(|then| now >= then + ASK) {
-                *asked = Some(now);
-                actions.push(Action::Ask(*peer));
-            }
-        }
-    }
 }
 
 impl Node {
+    fn new(address: Option<SocketAddr>, source: Source, state: State) -> Self {
+        Self { address, source, state, failures: 0, proved: false, speed: None, busy: None }
+    }
+
     fn is_neighbour(&self) -> bool {
-        matches!(self.state, State::Neighbour { .. })
+        matches!(self.state, State::Neighbour(_))
     }
 
     /// A neighbour that was chosen: those in the LAN come with the place.
     fn is_chosen(&self) -> bool {
-        matches!(self.state, State::Neighbour { near: false, .. })
+        matches!(self.state, State::Neighbour(Link { near: false, .. }))
+    }
+
+    fn is_candidate(&self) -> bool {
+        matches!(self.state, State::Candidate { .. })
+    }
+
+    /// Whether it is a candidate of which nothing was heard for long.
+    fn is_old(&self, now: Duration) -> bool {
+        let State::Candidate { named } = self.state else { return false };
+        matches!(self.source, Source::Neighbour(_)) && now >= named + HEARSAY
+    }
+
+    fn link(&mut self) -> Option<&mut Link> {
+        match &mut self.state {
+            State::Neighbour(link) => Some(link),
+            _ => None,
+        }
+    }
+}
+
+impl Link {
+    fn new(since: Duration, near: bool) -> Self {
+        Self { since, near, asked: None, owed: 0, told: None, vain: 0 }
     }
 }
 

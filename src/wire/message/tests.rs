@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::types::{BLOCK_MAX, BlockHash, PeerId};
-use crate::wire::control::{ASKED_MAX, HOLDERS_MAX, Holder, SignedClaim};
+use crate::wire::control::{ASKED_MAX, HOLDERS_MAX, Holder, OTHERS_MAX, SignedClaim};
 use crate::wire::keep::{Challenge, HELD_MAX, Keep, PROMISES_MAX, Reply};
 use crate::wire::request::{Class, Encoding, Extent, Item, Place};
 use crate::wire::{Features, Limits, PROOFS_MAX, RUN_MAX, Zone, fuzz_frames, fuzz_message};
@@ -166,6 +166,8 @@ fn control() -> impl Strategy<Value = Control> {
         claim,
         Just(Control::Prune),
         Just(Control::Again),
+        Just(Control::WhoElse),
+        vec((peer(), address()), 0..=OTHERS_MAX).prop_map(|nodes| Control::Others { nodes }),
         prop::option::of((peer(), any::<u64>())).prop_map(|known| Control::Graft { known }),
         (any::<u64>(), vec(digest(), 1..=ASKED_MAX))
             .prop_map(|(id, layers)| Control::WhoHas { id, layers }),

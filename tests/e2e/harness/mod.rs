@@ -5,6 +5,7 @@ pub(crate) mod host;
 pub(crate) mod indexed;
 pub(crate) mod layout;
 pub(crate) mod line;
+pub(crate) mod member;
 pub(crate) mod peersync;
 pub(crate) mod registry;
 pub(crate) mod tar;
