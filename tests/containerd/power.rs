@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::api::Snapshots;
 use crate::harness::{needs_mounts, run, wait_until};
-use crate::images::{add, base, changes, extra};
+use crate::images::{base, changes, extra};
 use crate::lazy::{Lazy, fuse_mounts_below, incompressible, push_index};
 use crate::node::Node;
 use crate::ordinary::DATA_AND_DEEP;

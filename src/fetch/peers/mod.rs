@@ -221,6 +221,13 @@ impl Engine {
     }
 }
 
+impl Peer {
+    /// Whether it is in the LAN and can be told things.
+    fn is_neighbour(&self) -> bool {
+        self.near == Near::Lan && self.news.is_some()
+    }
+}
+
 impl Net {
     fn status(&self, id: PeerId, peer: &Peer) -> PeerStatus {
         let tunnels = || peer.tunnels.iter().filter_map(|tunnel| self.tunnels.get(tunnel));
