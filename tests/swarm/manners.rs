@@ -60,7 +60,7 @@ impl Rude {
     }
 
     /// Its tunnel ends, and it is not let in again.
-    async fn is_shut_out(mut self, by: &Node) {
+    async fn expect_shut_out(mut self, by: &Node) {
         self.until(|kind| matches!(kind, EventKind::Down { .. }).then_some(())).await;
         // The end of the tunnel may be heard before it is judged.
         let refused = async {
@@ -101,19 +101,19 @@ async fn floods(stopped: bool) {
         }
     };
     timeout(LONG, flood).await.expect("an end");
-    rude.is_shut_out(&reader).await;
+    rude.expect_shut_out(&reader).await;
     connect(&[&honest, &reader]).await;
     let sources = reader.complete().await.expect("all of it");
     assert_eq!(sources.lan, reader.content(), "{sources:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_floods_is_shut_out() {
+async fn one_that_floods_expect_shut_out() {
     floods(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_floods_is_shut_out_with_the_registry_stopped() {
+async fn one_that_floods_expect_shut_out_with_the_registry_stopped() {
     floods(true).await;
 }
 
@@ -136,7 +136,7 @@ async fn boasts(stopped: bool) {
         let body = HaveBody { root: false, last: true, objects };
         let have = Have { home, epoch: 1, from: None, to: 1, body };
         rude.tunnel.tell(Message::Have(have)).expect("told");
-        rude.is_shut_out(&reader).await;
+        rude.expect_shut_out(&reader).await;
         reader.engine.dial(honest.target());
     };
     let (sources, ()) = tokio::join!(reader.complete(), boasting);
@@ -149,11 +149,11 @@ async fn boasts(stopped: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_whose_holdings_do_not_fit_is_shut_out() {
+async fn one_whose_holdings_do_not_fit_expect_shut_out() {
     boasts(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_whose_holdings_do_not_fit_is_shut_out_with_the_registry_stopped() {
+async fn one_whose_holdings_do_not_fit_expect_shut_out_with_the_registry_stopped() {
     boasts(true).await;
 }

@@ -63,11 +63,11 @@ impl<'a> StagingSink<'a> {
         if bytes > SMALL {
             self.spill()?;
         }
-        let held = self.held.as_mut();
-        Ok(held.map(|held| {
+        let mut held = self.held.as_mut();
+        if let Some(held) = &mut held {
             held.bytes = bytes;
-            held
-        }))
+        }
+        Ok(held)
     }
 }
 
