@@ -40,7 +40,7 @@ fn nodes_are_learned_from_a_neighbour_and_remembered_until_they_are_forgotten() 
     // The second has the first's address, and hears of the third from it.
     lab.node_mut(2, 1).start(&with_first);
     wait_until("the second knows the third", LONG, || known(lab.node(2, 1)).contains(&third));
-    let both = BTreeSet::from([first.clone(), third.clone()]);
+    let both = BTreeSet::from([first, third.clone()]);
     wait_until("it remembers both", LONG, || remembered(lab.node(2, 1)) == both);
 
     // It comes back with nobody's address, when the first is gone.

@@ -150,7 +150,7 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
                 "ip",
                 &[
                     "-n",
-                    &lab.network.lans[usize::from(lan as u8) - 1].switch.name,
+                    &lab.network.lans[usize::from(lan) - 1].switch.name,
                     "-s",
                     "link",
                     "show",
