@@ -281,7 +281,7 @@ impl SkeletonWriter {
         let left = layout.literal_length;
         let encoder = zstd::stream::write::Encoder::new(out, LEVEL);
         let mut encoder = encoder.map_err(|_| SkeletonError)?;
-        // One that does not know that they are few clears 80 MB of tables first.
+        // One that does not know how few they are clears 40 MB of tables first.
         encoder.set_pledged_src_size(Some(left)).map_err(|_| SkeletonError)?;
         Ok(Self { encoder, left })
     }

@@ -161,7 +161,8 @@ impl Inner {
         let parts: Vec<ObjectId> = stored.iter().flat_map(|(_, ids)| ids.parts.clone()).collect();
         let together = self.settle(&parts).is_ok();
         for (one, ids) in stored {
-            match if together { Ok(()) } else { self.settle(&ids.parts) } {
+            let alone = if together { Ok(()) } else { self.settle(&ids.parts) };
+            match alone {
                 Ok(()) => settled.push((one, ids)),
                 Err(error) => one.end(Err(Arc::new(error.into()))),
             }
