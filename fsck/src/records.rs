@@ -59,9 +59,13 @@ fn judge(table: Table, key: &[u8], payload: &[u8]) -> Result<(), (Kind, String)>
 
 fn key_fits(table: Table, key: &[u8]) -> bool {
     match table {
-        Table::State => {
-            [keys::STATE_SESSION, keys::STATE_NEXT_OBJECT, keys::STATE_NEXT_SLOT].contains(&key)
-        }
+        Table::State => [
+            keys::STATE_SESSION,
+            keys::STATE_NEXT_OBJECT,
+            keys::STATE_NEXT_SLOT,
+            keys::STATE_TABLES,
+        ]
+        .contains(&key),
         Table::Objects | Table::Marks | Table::Removing | Table::Accesses => {
             keys::parse_object(key).is_some()
         }
