@@ -22,8 +22,8 @@ use redb::{
 
 use crate::open::open_file;
 
-/// Memory for redb's pages.
-const CACHE: usize = 32 << 20;
+/// Memory for redb's pages; what is not in it the kernel has.
+const CACHE: usize = 8 << 20;
 /// Memory for what redb writes when nothing may be written to the file.
 const OVERLAY: usize = 256 << 20;
 

@@ -215,6 +215,8 @@ impl Checker<'_> {
             }
             Ok::<_, FsckError>(())
         })?;
+        // Without those that were deleted just now.
+        let snapshot = self.snapshot()?;
         if snapshot.count(Table::ContentIndex)? == rows {
             return Ok(());
         }

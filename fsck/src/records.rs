@@ -59,10 +59,14 @@ fn judge(table: Table, key: &[u8], payload: &[u8]) -> Result<(), (Kind, String)>
 
 fn key_fits(table: Table, key: &[u8]) -> bool {
     match table {
-        Table::State => {
-            let known = [keys::STATE_SESSION, keys::STATE_NEXT_OBJECT, keys::STATE_NEXT_SLOT];
-            known.contains(&key) || key == keys::STATE_PROMISED
-        }
+        Table::State => [
+            keys::STATE_SESSION,
+            keys::STATE_NEXT_OBJECT,
+            keys::STATE_NEXT_SLOT,
+            keys::STATE_TABLES,
+            keys::STATE_PROMISED,
+        ]
+        .contains(&key),
         Table::Objects | Table::Marks | Table::Removing | Table::Accesses => {
             keys::parse_object(key).is_some()
         }

@@ -1,5 +1,7 @@
 //! First passes that were not finished.
 
+use std::path::Path;
+
 use peersync::store::format::checkpoint::Checkpoint;
 use peersync::store::format::keys;
 use peersync::store::format::layout::{
@@ -11,8 +13,9 @@ use peersync::types::Digest;
 
 use crate::FsckError;
 use crate::checker::{Checker, row};
+use crate::database::Snapshot;
 use crate::files::each_entry;
-use crate::open::{at, read_small};
+use crate::open::{at, is_damage, read_small};
 use crate::report::Kind;
 
 /// Largest checkpoint that is looked at, in bytes: the format's own bound on
@@ -44,14 +47,18 @@ impl Checker<'_> {
     }
 
     fn check_stage(&mut self, blob: &Digest, entry: &std::fs::DirEntry) -> Result<(), FsckError> {
+        let snapshot = self.snapshot()?;
         let mut checkpoints = 0;
         each_entry(&entry.path(), |file| {
-            let name = file.file_name().to_string_lossy().into_owned();
-            let is_file = file.file_type().map_err(|e| at(&file.path(), e))?.is_file();
+            let (path, name) = (file.path(), file.file_name().to_string_lossy().into_owned());
+            let is_file = file.file_type().map_err(|e| at(&path, e))?.is_file();
             if is_file && CHECKPOINT_NAMES.contains(&&name[..]) {
-                let bytes = read_small(&file.path(), CHECKPOINT_MAX);
-                let valid = bytes.is_ok_and(|bytes| Checkpoint::decode(&bytes).is_ok());
-                checkpoints += u32::from(valid);
+                if self.is_usable(&snapshot, blob, &path)? {
+                    checkpoints += 1;
+                } else {
+                    let place = format!("{STAGING_DIR}/{}/{name}", blob.hex());
+                    self.report.note(format!("{place}: torn or damaged; nothing goes on from it"));
+                }
                 Ok(())
             } else if is_file && Stream::from_file_name(&name).is_some() {
                 Ok(())
@@ -64,6 +71,32 @@ impl Checker<'_> {
             self.report.note(format!("{place}: a first pass without a checkpoint begins anew"));
         }
         Ok(())
+    }
+
+    /// Whether a first pass can go on from a checkpoint: all of its streams are as
+    /// long as it says, or have become objects.
+    fn is_usable(
+        &self,
+        snapshot: &Snapshot,
+        blob: &Digest,
+        path: &Path,
+    ) -> Result<bool, FsckError> {
+        let bytes = match read_small(path, CHECKPOINT_MAX) {
+            Ok(bytes) => bytes,
+            Err(e) if is_damage(&e) => return Ok(false),
+            Err(e) => return Err(at(path, e)),
+        };
+        let Ok(checkpoint) = Checkpoint::decode(&bytes) else { return Ok(false) };
+        for (stream, length) in checkpoint.streams {
+            let file = self.root.join(staging_path(blob, stream));
+            let staged = std::fs::symlink_metadata(file);
+            if !staged.is_ok_and(|found| found.is_file() && found.len() >= length)
+                && !snapshot.contains(Table::Promotions, &keys::promotion(blob, stream))?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A staged file that was to become an object is under one of the names.

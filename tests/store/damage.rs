@@ -205,6 +205,28 @@ const CASES: &[Case] = &[
         keeps_records: true,
     },
     Case {
+        name: "a directory where a data file was",
+        kind: Kind::MissingData,
+        damage: |store, p| {
+            let path = store.join(data_path(&p.whole[0].spec.id()));
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(path).unwrap();
+        },
+        loses: all_of_first,
+        keeps_records: true,
+    },
+    Case {
+        name: "a pipe where a bitmap was",
+        kind: Kind::Bitmap,
+        damage: |store, p| {
+            let path = store.join(bits_path(&p.half.spec.id()));
+            fs::remove_file(&path).unwrap();
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        },
+        loses: all_of_half,
+        keeps_records: true,
+    },
+    Case {
         name: "a strange file in staging/",
         kind: Kind::Stranger,
         damage: |store, _| fs::write(store.join("staging/x"), b"mine").unwrap(),
@@ -245,6 +267,34 @@ const CASES: &[Case] = &[
             unusual.flat_map(|c| (0..c.spec.block_count()).map(|i| (c.spec.id(), i))).collect()
         },
         keeps_records: false,
+    },
+    Case {
+        name: "an empty database",
+        kind: Kind::Database,
+        damage: |store, _| fs::write(store.join("meta"), b"").unwrap(),
+        loses: |p| {
+            let unusual = p.whole.iter().chain([&p.half]).chain([&p.layers[0].objects[0]]);
+            unusual.flat_map(|c| (0..c.spec.block_count()).map(|i| (c.spec.id(), i))).collect()
+        },
+        keeps_records: false,
+    },
+    Case {
+        name: "a database whose page size is damaged",
+        kind: Kind::Database,
+        damage: |store, _| flip(store.join("meta"), 13),
+        loses: nothing,
+        keeps_records: true,
+    },
+    Case {
+        name: "a database of a newer version of redb",
+        kind: Kind::Database,
+        damage: |store, _| {
+            for slot in [64, 192] {
+                flip(store.join("meta"), slot);
+            }
+        },
+        loses: nothing,
+        keeps_records: true,
     },
     Case {
         name: "a record with a wrong checksum",
@@ -481,7 +531,7 @@ fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_symlink() {
+            if path.is_symlink() || !(path.is_dir() || path.is_file()) {
                 out.push((path, Vec::new()));
             } else if path.is_dir() {
                 todo.push(path);

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use peersync::store::Stream;
+use peersync::store::format::tables::Table;
 use peersync::types::Digest;
+use peersync_fsck::Kind;
 
 use crate::populated::Populated;
 use crate::util::{open, scratch};
@@ -32,6 +34,19 @@ fn a_store_of_version_1_is_read() {
     let staging = store.stage(&Digest::of(b"staged")).unwrap();
     assert_eq!(staging.resumed().unwrap().state, b"state");
     assert_eq!(staging.len(Stream::File(0)), 4096);
+    drop(staging);
+    // It has the tables that came later from now on, and misses them if they go.
+    assert!(store.pins().unwrap().is_empty());
+    store.close().unwrap();
+    let report = peersync_fsck::check(dir.path(), &options, &peersync_fsck::Quiet).unwrap();
+    assert_eq!(report.exit_code(), 0, "{}", report.summary());
+    let db = redb::Database::open(dir.path().join("meta")).unwrap();
+    let txn = db.begin_write().unwrap();
+    assert!(txn.delete_table(Table::Pins.definition()).unwrap());
+    txn.commit().unwrap();
+    drop(db);
+    let report = peersync_fsck::check(dir.path(), &options, &peersync_fsck::Quiet).unwrap();
+    assert!(report.counts.contains_key(&Kind::Database), "{}", report.summary());
 }
 
 /// Makes the golden store of the present version. Only ever run for a version

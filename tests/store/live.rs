@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,33 +14,40 @@ use peersync::types::ObjectId;
 use peersync_fsck::{FsckError, Kind, Mode, Options, Report};
 
 use crate::populated::Populated;
-use crate::util::open;
+use crate::util::{Content, open};
 
 /// Answers inventories as the daemon does; before each, `meanwhile` happens.
-fn serve(store: Arc<Store>, meanwhile: impl Fn(&Store, Option<&ObjectId>) + Send + 'static) {
+fn serve(
+    store: Arc<Store>,
+    meanwhile: impl Fn(&Store, Option<&ObjectId>) + Clone + Send + 'static,
+) {
     let listener = UnixListener::bind(store.path().join("control.sock")).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = String::new();
-            BufReader::new(&stream).read_line(&mut request).unwrap();
-            let request: serde_json::Value = serde_json::from_str(&request).unwrap();
-            assert_eq!(request["op"], "inventory");
-            let object: Option<ObjectId> = request["object"].as_str().map(|s| s.parse().unwrap());
-            meanwhile(&store, object.as_ref());
-            let lines = match &object {
-                Some(object) => store.inventory_object(object),
-                None => store.inventory(),
-            };
-            for line in lines {
-                let mut line = serde_json::to_vec(&line).unwrap();
-                line.push(b'\n');
-                if stream.write_all(&line).is_err() {
-                    break;
-                }
-            }
+            let (store, meanwhile) = (Arc::clone(&store), meanwhile.clone());
+            std::thread::spawn(move || answer(&store, stream.unwrap(), meanwhile));
         }
     });
+}
+
+fn answer(store: &Store, mut stream: UnixStream, meanwhile: impl Fn(&Store, Option<&ObjectId>)) {
+    let mut request = String::new();
+    BufReader::new(&stream).read_line(&mut request).unwrap();
+    let request: serde_json::Value = serde_json::from_str(&request).unwrap();
+    assert_eq!(request["op"], "inventory");
+    let object: Option<ObjectId> = request["object"].as_str().map(|s| s.parse().unwrap());
+    meanwhile(store, object.as_ref());
+    let lines = match &object {
+        Some(object) => store.inventory_object(object),
+        None => store.inventory(),
+    };
+    for line in lines {
+        let mut line = serde_json::to_vec(&line).unwrap();
+        line.push(b'\n');
+        if stream.write_all(&line).is_err() {
+            break;
+        }
+    }
 }
 
 fn check(path: &Path) -> Result<Report, FsckError> {
@@ -108,4 +115,27 @@ fn what_the_owner_drops_meanwhile_is_no_finding() {
     });
     let report = check(dir.path()).unwrap();
     assert_eq!(report.exit_code(), 0, "{}", report.summary());
+}
+
+/// More than the checker keeps: it asks again while the inventory goes on.
+#[test]
+fn much_that_is_wrong_is_found_to_the_last_block() {
+    const BLOCKS: usize = 40_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(dir.path()));
+    let contents = [Content::random(1, 16, 16 * BLOCKS), Content::random(2, 16, 16 * BLOCKS)];
+    for content in &contents {
+        content.put_all(&store);
+    }
+    store.sync().unwrap();
+    serve(Arc::clone(&store), |_, _| {});
+    for content in &contents {
+        let path = dir.path().join(data_path(&content.spec.id()));
+        fs::write(path, vec![7; 16 * BLOCKS]).unwrap();
+    }
+    let report = check(dir.path()).unwrap();
+    assert_eq!(report.exit_code(), 4);
+    assert_eq!(report.counts[&Kind::BadBlock].found, 2 * BLOCKS as u64);
+    assert_eq!(report.findings.len(), 1000);
+    assert_eq!(report.checked.blocks, 2 * BLOCKS as u64);
 }

@@ -5,6 +5,7 @@
 mod basic;
 mod damage;
 mod flip;
+mod format;
 mod golden;
 mod invariants;
 mod layer;
@@ -13,4 +14,5 @@ mod model;
 mod opening;
 mod populated;
 mod sweep;
+mod tables;
 mod util;

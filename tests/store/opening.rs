@@ -1,9 +1,11 @@
 //! Opening what is a store, and what is none.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::libc;
 use peersync::store::format::layout::{data_path, object_dir};
 use peersync::store::{OpenError, OpenOptions, PutError, Removal, Store, SyncError};
 
@@ -135,6 +137,51 @@ fn a_store_that_was_opened_read_only_is_served_and_not_changed() {
     store.sync().unwrap();
     store.close().unwrap();
     assert_eq!(fs::read(dir.path().join("meta")).unwrap(), before);
+}
+
+/// Does something as a user without rights; `None` where this one can't become it.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tested: only root can become somebody else");
+        return None;
+    }
+    let done = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: the bare call takes three numbers, and changes who this thread is
+            // and no other.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) };
+            assert_eq!(done, 0);
+            work()
+        });
+        thread.join()
+    });
+    Some(done.unwrap())
+}
+
+#[test]
+fn who_has_no_permission_is_told_so() {
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
+    let path = place.path().join("store");
+    let content = Content::random(1, 4096, 5000);
+    let store = open(&path);
+    content.put_all(&store);
+    store.close().unwrap();
+    let denied = |path: &Path, options: OpenOptions| {
+        let Some(error) = as_nobody(|| Store::open(path, options).unwrap_err()) else { return };
+        let text = error.to_string();
+        assert!(matches!(error, OpenError::Denied { .. }), "{error:?}");
+        assert!(text.contains("Permission denied"), "{text}");
+        assert!(text.contains(&path.display().to_string()), "{text}");
+    };
+    // The directory is root's, then only its files are, and one that can't be made.
+    denied(&path, options());
+    denied(&path, read_only());
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    denied(&path, options());
+    denied(&path, read_only());
+    denied(&place.path().join("new"), options());
+    assert_eq!(read_all(&open(&path), &content).unwrap(), content.data);
 }
 
 /// A small file system of its own; `None` without the right to mount one.
