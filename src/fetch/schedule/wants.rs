@@ -18,7 +18,7 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Neighbours may take this long to answer where no reader waits: they may be getting
 /// the layer, and it would come into the LAN twice.
-const LAN_BULK: Duration = Duration::from_millis(500);
+const LAN_BULK: Duration = Duration::from_secs(2);
 
 /// Blocks of a run where no stream says where runs begin.
 const RUN_BLOCKS: u32 = 256;

@@ -12,7 +12,7 @@ use super::queue::{Lane, RETRY_MS, Step};
 use super::{BlockServer, Served};
 use crate::fetch::tunnel::session::Session;
 use crate::fetch::tunnel::writer::Out;
-use crate::types::{BLOCK_MAX, PeerId};
+use crate::types::{BLOCK_MAX, ObjectId, PeerId};
 use crate::wire::{
     Encoding, End, Extent, Head, Message, PART_SPEC_MAX, Place, Request, RequestId, encode_image,
 };
@@ -130,22 +130,25 @@ fn read(
         encoding: Encoding::Raw,
         body,
     };
+    // On thin lines blocks are asked for in parts: these are compressed, too.
+    let packed = |object: &ObjectId, number: u32, body: Bytes| {
+        let mut piece = plain(index, body, None);
+        let lock = || worth.lock().unwrap_or_else(PoisonError::into_inner);
+        if request.zstd && lock().try_it(object, number) {
+            let packed = compress(&piece.body);
+            lock().note(object, packed.is_some());
+            if let Some(packed) = packed {
+                piece.encoding = Encoding::Zstd(packed.len() as u32);
+                piece.body = packed.into();
+            }
+        }
+        piece
+    };
     match request.extent {
         Extent::Blocks { object, .. } => {
             let Ok(number) = u32::try_from(index) else { return Served::No };
-            server.block(peer, &object, number).map(|block| {
-                let mut piece = plain(index, block.data().clone(), None);
-                let lock = || worth.lock().unwrap_or_else(PoisonError::into_inner);
-                if request.zstd && lock().try_it(&object, number) {
-                    let packed = compress(&piece.body);
-                    lock().note(&object, packed.is_some());
-                    if let Some(packed) = packed {
-                        piece.encoding = Encoding::Zstd(packed.len() as u32);
-                        piece.body = packed.into();
-                    }
-                }
-                vec![piece]
-            })
+            let block = server.block(peer, &object, number);
+            block.map(|block| vec![packed(&object, number, block.data().clone())])
         }
         Extent::Part { object, offset, len, .. } => {
             let Ok(number) = u32::try_from(index) else { return Served::No };
@@ -155,7 +158,7 @@ fn read(
                     if to > block.data().len() {
                         return Served::No;
                     }
-                    Served::Yes(vec![plain(index, block.data().slice(from..to), None)])
+                    Served::Yes(vec![packed(&object, number, block.data().slice(from..to))])
                 }
                 Served::No => Served::No,
                 Served::Failed => Served::Failed,
