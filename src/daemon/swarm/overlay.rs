@@ -18,7 +18,7 @@ use crate::fetch::{Engine, PeerStatus};
 use crate::swarm::address::is_believable;
 use crate::swarm::dht::Dht;
 use crate::swarm::history::Remembered;
-use crate::swarm::overlay::{Action, Input, Overlay, Source};
+use crate::swarm::overlay::{Action, Input, Overlay, PER_SOURCE_MAX, Source};
 use crate::types::PeerId;
 use crate::wire::{Control, Message, Refusal};
 
@@ -166,7 +166,8 @@ impl Driver {
             }
         }
         self.there = there;
-        for known in self.dht.known() {
+        // The latest that were met, as many as the machine takes of one source.
+        for known in self.dht.known().into_iter().take(PER_SOURCE_MAX) {
             if let Some(address) = known.tunnels {
                 let source = Source::Table;
                 self.tell(Input::Named { source, peer: known.peer, address });
