@@ -252,7 +252,7 @@ impl Evictor {
         let asks = {
             let mut state = self.state();
             let now = self.now();
-            state.neighbours.look(&objects, now)
+            state.neighbours.look(&objects, round.plan.pressure == Pressure::Hard, now)
         };
         for ask in asks {
             let question = Keep::WhoHolds { id: ask.id, objects: ask.objects };
