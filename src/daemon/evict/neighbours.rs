@@ -15,10 +15,11 @@ use crate::wire::HELD_MAX;
 
 /// A neighbour's answer is asked for anew after this long,
 const FRESH: Duration = Duration::from_secs(60);
-/// and sooner where nobody had the object: a copy may have come since.
-const FRESH_ALONE: Duration = Duration::from_secs(10);
-/// Of larger stores all that may be asked again so often: this many in the time.
-const FRESH_OBJECTS: usize = 40_000;
+/// and much sooner where nobody had the object and last copies are about to go: a copy
+/// may have come since.
+const FRESH_ALONE: Duration = Duration::from_secs(1);
+/// In a larger store that many are asked about in this time.
+const FRESH_OBJECTS: usize = 8_000;
 /// Questions about holdings that are open with one neighbour, of [`HELD_MAX`] each:
 /// with a look four times a second a quarter of the news that a tunnel takes.
 const QUESTIONS_MAX: usize = 4;
@@ -177,18 +178,22 @@ impl Neighbours {
         (PeerSet::from_bits(known.holders), unsure && live != 0)
     }
 
-    /// What is to be asked about `objects`, all of those that matter now.
-    pub(super) fn look(&mut self, objects: &[ObjectId], now: Duration) -> Vec<ToAsk> {
+    /// What is to be asked about `objects`, all of those that matter now. `last`: if
+    /// nothing else helps, last copies go.
+    pub(super) fn look(&mut self, objects: &[ObjectId], last: bool, now: Duration) -> Vec<ToAsk> {
         self.forget_others(objects);
         let times = (objects.len() / FRESH_OBJECTS).max(1) as u32;
-        self.alone_for = FRESH_ALONE * times;
+        self.alone_for = if last { FRESH_ALONE } else { FRESH } * times;
         let live = self.live();
         let room = self.room();
         let mut lists: Vec<Vec<ObjectId>> = vec![Vec::new(); self.places.len()];
         for object in objects {
             let known = self.known.entry(*object).or_default();
             // Asked again before it counts as old, so that nothing has to wait for it.
-            let lasts = if known.holders == 0 { self.alone_for / 2 } else { FRESH * times };
+            let lasts = match known.holders {
+                0 => self.alone_for / 2,
+                _ => self.alone_for.max(FRESH),
+            };
             let old = known.answered == 0 || now.saturating_sub(known.since) >= lasts;
             if old && known.due | known.asked == 0 {
                 (known.due, known.began) = (live, now);
@@ -378,9 +383,9 @@ mod tests {
     fn an_object_is_unsure_until_all_have_answered_or_kept_silent() {
         let mut neighbours = two();
         assert_eq!(neighbours.of(&object(1), S), (PeerSet::default(), true));
-        let asks = neighbours.look(&[object(1), object(2)], S);
+        let asks = neighbours.look(&[object(1), object(2)], true, S);
         assert_eq!(asks.len(), 2);
-        assert!(neighbours.look(&[object(1), object(2)], S).is_empty(), "asked already");
+        assert!(neighbours.look(&[object(1), object(2)], true, S).is_empty(), "asked already");
         let of_first = asks.iter().find(|ask| ask.peer == peer(1)).expect("asked");
         assert!(!neighbours.holds(&peer(2), of_first.id, 9, &[true, true]), "of another");
         assert!(!neighbours.holds(&peer(1), of_first.id, 9, &[true]), "too short");
@@ -392,7 +397,7 @@ mod tests {
         // The other does not answer.
         neighbours.tick(S + ANSWER);
         assert!(!neighbours.questions.values().any(|q| q.peer == peer(2)));
-        let again = neighbours.look(&[object(2)], S + ANSWER);
+        let again = neighbours.look(&[object(2)], true, S + ANSWER);
         assert!(again.iter().all(|ask| ask.objects == [object(2)]) && again.len() == 2);
         for ask in again {
             assert!(neighbours.holds(&ask.peer, ask.id, 9, &[false]));
@@ -404,7 +409,7 @@ mod tests {
     #[test]
     fn who_leaves_has_nothing_and_who_comes_is_asked() {
         let mut neighbours = two();
-        for ask in neighbours.look(&[object(1)], S) {
+        for ask in neighbours.look(&[object(1)], true, S) {
             neighbours.holds(&ask.peer, ask.id, 9, &[true]);
         }
         neighbours.asks([1; 32], peer(1), Vec::new(), S);
@@ -415,7 +420,7 @@ mod tests {
         neighbours.meet(&[(peer(1), 11), (peer(2), 20)]);
         assert_eq!(neighbours.of(&object(1), S), (PeerSet::default(), true));
         assert_eq!(neighbours.answered(&peer(1), &[1; 32]), None);
-        assert_eq!(neighbours.look(&[object(1)], S).len(), 1);
+        assert_eq!(neighbours.look(&[object(1)], true, S).len(), 1);
         neighbours.meet(&[]);
         assert!(neighbours.is_empty() && neighbours.known.is_empty());
         assert_eq!(neighbours.of(&object(1), S), (PeerSet::default(), false), "alone");
@@ -431,7 +436,7 @@ mod tests {
         assert_eq!(neighbours.answered(&peer(1), &[1; 32]), None, "replayed");
         let lies: Vec<bool> = (0..LIES_MAX).map(|_| neighbours.lied(&peer(1), S)).collect();
         assert_eq!(lies, [false, false, true]);
-        for ask in neighbours.look(&[object(1)], S) {
+        for ask in neighbours.look(&[object(1)], true, S) {
             neighbours.holds(&ask.peer, ask.id, u64::MAX, &[true]);
         }
         assert_eq!(neighbours.of(&object(1), S), (PeerSet::of(&[1]), false));
@@ -447,11 +452,11 @@ mod tests {
         assert_eq!(neighbours.members().len(), LAN_MAX);
         let mut neighbours = two();
         let objects: Vec<ObjectId> = (0..10_000).map(object).collect();
-        let asks = neighbours.look(&objects, S);
+        let asks = neighbours.look(&objects, true, S);
         assert_eq!(asks.len(), 2 * QUESTIONS_MAX);
         assert!(asks.iter().all(|ask| ask.objects.len() == HELD_MAX));
-        assert!(neighbours.look(&objects, S).is_empty(), "they have enough to answer");
-        neighbours.look(&objects[..1], S);
+        assert!(neighbours.look(&objects, true, S).is_empty(), "they have enough to answer");
+        neighbours.look(&objects[..1], true, S);
         assert!(neighbours.known.len() <= 1);
         assert!(neighbours.may_ask(&peer(1), ASKED_MAX as usize, S));
         assert!(!neighbours.may_ask(&peer(1), 1, S) && neighbours.may_ask(&peer(1), 1, 2 * S));

@@ -124,7 +124,7 @@ impl Evictor {
                 // Of two that ask each other one must, however full it is.
                 let crossed = state.ledger.standing(object, now) == Standing::Open;
                 let limit = if full && !crossed { budget.soft } else { u64::MAX };
-                state.may_promise(object, bytes, limit, budget.hard / 2)
+                state.may_promise(object, bytes, limit, budget.soft)
                     // Looked at again, as it may have been removed meanwhile.
                     && self.store.is_durable(object)?
                     && state.ledger.give(object, &me, &from, true, now)
@@ -252,7 +252,7 @@ impl Evictor {
         let asks = {
             let mut state = self.state();
             let now = self.now();
-            state.neighbours.look(&objects, now)
+            state.neighbours.look(&objects, round.plan.pressure == Pressure::Hard, now)
         };
         for ask in asks {
             let question = Keep::WhoHolds { id: ask.id, objects: ask.objects };
@@ -314,8 +314,7 @@ impl State {
     /// Whether one more object may be promised. A store above its soft mark promises
     /// only what its last copies leave room for, so that these are spread over the
     /// LAN as there is room, and what it has to keep anyway; and never more than
-    /// `most` in all: whoever asks without end can't keep this node from having
-    /// anything go.
+    /// `most` in all: the budget can be met whoever asks without end.
     fn may_promise(&self, object: &ObjectId, bytes: u64, limit: u64, most: u64) -> bool {
         if self.going.contains(object) || self.leaving.contains_key(object) {
             return false;
