@@ -95,6 +95,9 @@ fn b3(parts: &[&[u8]], n: usize) -> Vec<u8> {
     blake3::hash(&parts.concat()).as_bytes()[..n].to_vec()
 }
 
+/// Block size, length and hash of each block, and whether all are there.
+type Listed = (u32, Vec<(u32, Vec<u8>)>, bool);
+
 impl Written {
     fn read(dir: &Path) -> Self {
         assert_eq!(fs::read(dir.join("format")).unwrap(), b"peersync-store 1\n");
@@ -123,7 +126,7 @@ impl Written {
     }
 
     /// Block size, and length and hash of each block, of every object by name.
-    fn objects(&self) -> BTreeMap<Vec<u8>, (u32, Vec<(u32, Vec<u8>)>, bool)> {
+    fn objects(&self) -> BTreeMap<Vec<u8>, Listed> {
         let mut out = BTreeMap::new();
         for (name, payload) in self.rows("objects") {
             let mut f = Fields(payload);
