@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use peersync::types::Digest;
 use tonic::Code;
 
 use crate::api::Snapshots;
+use crate::harness::registry::Registry;
 use crate::harness::{needs_mounts, run, wait_until};
-use crate::images::{base, changes, extra};
+use crate::images::{add, base, changes, extra};
 use crate::lazy::{Lazy, fuse_mounts_below, incompressible, push_index};
 use crate::node::Node;
 use crate::ordinary::DATA_AND_DEEP;
@@ -215,4 +217,32 @@ fn the_space_of_a_removed_image_is_taken_for_what_runs() {
     lazy.cri_remove("v1");
     lazy.cri_remove("v2");
     lazy.world.wait_for_directories(0);
+}
+
+#[test]
+fn what_is_known_is_read_from_where_it_was_pulled_last() {
+    needs_containerd!();
+    if Command::new("ctr-remote").arg("--version").output().is_err() {
+        eprintln!("skipped: no ctr-remote (package stargz-snapshotter)");
+        return;
+    }
+    let large = extra("large", &incompressible(4 << 20));
+    let mut lazy = Lazy::new(&[]);
+    add(&mut lazy.world.layout, "v1", &[base(), &large]);
+    let other = Registry::start();
+    for registry in [&lazy.registry, &other] {
+        registry.push(&lazy.world.layout.dir, "v1", "test/image:v1");
+        push_index(registry, "test/image:v1");
+    }
+    lazy.cri_pull("v1").expect("pull");
+    // The same layers for another namespace, from elsewhere: all of them are known, and
+    // nothing has to be fetched for this pull.
+    let image = format!("{}/test/image:v1", other.address);
+    let mut rpull = Command::new("ctr-remote");
+    rpull.arg("--address").arg(lazy.world.socket()).args(["--namespace", "other"]);
+    run(rpull.args(["images", "rpull", "--plain-http", "--snapshotter", OURS, &image]));
+    lazy.line.cut_at(0);
+    let said = lazy.world.sh_in("other", &image, "wc -c < /extra/large");
+    assert_eq!(said.trim(), (4 << 20).to_string());
+    lazy.gone("other");
 }
