@@ -29,6 +29,9 @@ pub(super) struct Known {
     digest: Digest,
     /// In seconds since 1970.
     seen: u64,
+    /// What of that was last written.
+    #[serde(skip)]
+    written: u64,
 }
 
 impl Known {
@@ -65,6 +68,7 @@ impl Tags {
             let parsed: Option<Known> = read.and_then(|text| serde_json::from_slice(&text).ok());
             match parsed {
                 Some(tag) if known.len() < TAGS_MAX => {
+                    let tag = Known { written: tag.seen, ..tag };
                     known.insert((tag.repository.clone(), tag.tag.clone()), tag);
                 }
                 _ => drop(std::fs::remove_file(entry.path())),
@@ -81,11 +85,15 @@ impl Tags {
     /// The tag stands for this at `now`. May block.
     pub(super) fn put(&self, repository: &str, tag: &str, digest: Digest, now: SystemTime) {
         let seen = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let said = Known { repository: repository.to_owned(), tag: tag.to_owned(), digest, seen };
-        let key = (repository.to_owned(), tag.to_owned());
+        let (repository, tag) = (repository.to_owned(), tag.to_owned());
+        let key = (repository.clone(), tag.clone());
+        let said = Known { repository, tag, digest, seen, written: seen };
         let mut known = self.known();
-        let same = |old: &Known| old.digest == digest && seen < old.seen + FRESH.as_secs();
-        if known.get(&key).is_some_and(same) {
+        if let Some(old) = known.get_mut(&key)
+            && old.digest == digest
+            && seen < old.written + FRESH.as_secs()
+        {
+            old.seen = seen;
             return;
         }
         if known.len() >= TAGS_MAX && !known.contains_key(&key) {
@@ -96,7 +104,7 @@ impl Tags {
             }
         }
         if let Err(error) = self.write(&said) {
-            warn!(repository, tag, "not remembered: {error}");
+            warn!(repository = said.repository, tag = said.tag, "not remembered: {error}");
         }
         known.insert(key, said);
     }
@@ -169,6 +177,9 @@ mod tests {
         tags.put("r.io/a", "2", one, at(10));
         tags.put("r.io/a", "1", two, at(20));
         tags.put("r.io/b", "1", one, at(20));
+        // Said again it is newer, though not on the disk yet.
+        tags.put("r.io/a", "2", one, at(30));
+        assert_eq!(tags.get("r.io/a", "2").expect("known").seen(), at(30));
         tags.forget("r.io/b", "1");
         std::fs::write(dir.path().join("torn"), b"{").expect("written");
         let tags = Tags::open(dir.path());

@@ -155,6 +155,11 @@ fn begin(
     let fresh = || LayerBuilder::raw(PATH.as_bytes(), size);
     let staging = store.stage(&name)?;
     let staged = staging.len(STREAM);
+    if staged == 0 && staging.resumed().is_none() {
+        // Somebody waits for the first byte.
+        arriving.begin(staging, 0);
+        return Ok((fresh(), 0));
+    }
     let resumes = staging.resumed().is_some_and(|resumed| resumed.state == CHECKPOINT);
     if resumes && staged > 0 && staged <= size {
         match replay(&staging, fresh(), staged) {
