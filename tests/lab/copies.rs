@@ -133,9 +133,10 @@ fn within_budget(lab: &Lab, when: &str) {
     }
 }
 
-/// Full size: `LAB_BUDGET_MIB=1024 cargo test --release --test lab copies`.
+/// By hand: `cargo test --test lab copies -- --ignored --nocapture`, at full size with
+/// `LAB_BUDGET_MIB=1024`.
 #[test]
-#[ignore = "not proved yet on a busy machine"]
+#[ignore = "two minutes, and it has been run too seldom to trust"]
 fn three_nodes_hold_together_what_none_of_them_can() {
     needs_mounts!();
     let mut lab = Lab::build(&Plan { line: Line::mbit(1000), ..Plan::of(1, NODES) });
