@@ -297,6 +297,17 @@ const CASES: &[Case] = &[
         keeps_records: true,
     },
     Case {
+        name: "a database whose last commit is damaged",
+        kind: Kind::Database,
+        damage: |store, _| {
+            // Flags, of which the first says which of the two slots counts.
+            let flags = fs::read(store.join("meta")).unwrap()[9];
+            flip(store.join("meta"), 64 + 128 * u64::from(flags & 1) + 40);
+        },
+        loses: nothing,
+        keeps_records: true,
+    },
+    Case {
         name: "a record with a wrong checksum",
         kind: Kind::Record,
         damage: |store, _| {
