@@ -177,6 +177,12 @@ impl Model {
         }
     }
 
+    /// The blocks of which nobody knows whether they are on the disk.
+    fn unsure(&self) -> BTreeMap<(usize, u32), Block> {
+        let all = self.blocks.iter().filter(|(_, state)| **state == Block::Unsure);
+        all.map(|(block, state)| (*block, *state)).collect()
+    }
+
     fn put(&mut self, store: &Store, object: usize, block: u32) {
         let content = &self.contents[object];
         if block >= content.spec.block_count() {
@@ -251,9 +257,13 @@ impl World {
             Op::Close => {
                 let closed = self.store.take().unwrap().close().is_ok();
                 self.model.synced(closed);
+                let unsure = self.model.unsure();
                 self.fault_free();
                 let store = open_faulty(&self.device).unwrap();
                 self.model.crashed(&store)?;
+                // What is seen after a close that failed may be in memory only (a
+                // bitmap's name whose directory could not be synced): it may still go.
+                self.model.blocks.extend(unsure);
                 self.store = Some(store);
             }
             other => self.on_store(other)?,
