@@ -84,7 +84,8 @@ pub trait RemoteLayers: Send + Sync + 'static {
     ///
     /// containerd prepares the layers of an image one after the other; this is
     /// called with the list before each of them, so that serial requests don't
-    /// make a serial pull. Must be idempotent and cheap.
+    /// make a serial pull; also before one that is there, since the image may be
+    /// in another place than the one it was fetched from. Must be idempotent and cheap.
     fn start_all(&self, image: &RemoteImage);
 
     /// Makes one layer available on top of its parent chain: returns when its

@@ -164,9 +164,8 @@ async fn a_remote_layer_is_committed_under_its_chain_and_found_by_containerds_fi
     assert_eq!(log[0], "start host/image:tag 1", "all layers are started first");
     let again = bench.remote("other/1/extract-9", &base, 2).await.unwrap();
     assert_eq!(again, top);
-    // Told again of the image, which may name another place to fetch from; not of the layer.
     let log = bench.remote.take_log();
-    assert_eq!(log, ["start host/image:tag 1"], "what is there is not asked for again");
+    assert_eq!(log, ["start host/image:tag 1"], "what is there is not prepared again");
 }
 
 #[tokio::test]
