@@ -27,7 +27,7 @@ fn a_store_of_version_1_is_read() {
     let report = peersync_fsck::check(dir.path(), &options, &peersync_fsck::Quiet).unwrap();
     assert_eq!(report.exit_code(), 0, "{}", report.summary());
     assert_eq!((report.checked.layers, report.checked.rebuilt), (2, 1));
-    let populated = Populated::new();
+    let populated = Populated::of_version_1();
     let store = open(dir.path());
     populated.read(&store, |id, index| panic!("{id} {index} is not there"));
     assert!(populated.is_known(&store));

@@ -1,13 +1,14 @@
 //! A real layer with its index, made of a small tar.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use peersync::layer::build::{BuildObject, LayerBuilder, Sink, SinkError};
 use peersync::layer::root::{LayerRoot, PartRef, RootBody};
 use peersync::layer::seek::{Compression, SeekTableBuilder};
-use peersync::layer::skeleton::SkeletonWriter;
+use peersync::layer::skeleton::{Layout, SkeletonWriter};
 use peersync::layer::tree::TreeLimits;
 use peersync::store::{BlobRecord, IndexOrigin, LayerKey, MetaError, NewLayer, Store};
 use peersync::types::{BlockHash, Digest, ObjectId, ObjectSpec, VerifiedBlock};
@@ -51,9 +52,34 @@ impl Sink for Keep {
     }
 }
 
+fn skeleton(layout: &Layout, literals: &[u8]) -> Vec<u8> {
+    let mut writer = SkeletonWriter::new(layout).unwrap();
+    writer.literal(literals).unwrap();
+    writer.finish().unwrap()
+}
+
+/// The compressor was not told the length then.
+fn skeleton_of_version_1(layout: &Layout, literals: &[u8]) -> Vec<u8> {
+    let mut out = skeleton(layout, literals);
+    let frame = out.windows(4).position(|bytes| bytes == [0x28, 0xb5, 0x2f, 0xfd]);
+    out.truncate(frame.expect("a zstd frame"));
+    let mut encoder = zstd::stream::write::Encoder::new(out, 12).unwrap();
+    encoder.write_all(literals).unwrap();
+    encoder.finish().unwrap()
+}
+
 impl Layer {
     /// A layer of a few small files and one of 300 KiB.
     pub fn new(seed: u64) -> Self {
+        Self::of(Self::tar(seed), skeleton)
+    }
+
+    /// The same with the index that builders made at version 1 of the store's format.
+    pub fn of_version_1(seed: u64) -> Self {
+        Self::of(Self::tar(seed), skeleton_of_version_1)
+    }
+
+    fn tar(seed: u64) -> Vec<u8> {
         let mut rng = Rng(seed);
         let mut tar = tar::Builder::new(Vec::new());
         let mut add = |name: &str, data: &[u8]| {
@@ -66,18 +92,16 @@ impl Layer {
         add("etc/two", &rng.bytes(3000));
         add("lib/large", &rng.bytes(300 << 10));
         add("usr/three", &rng.bytes(50));
-        Self::of(tar.into_inner().unwrap())
+        tar.into_inner().unwrap()
     }
 
-    fn of(stream: Vec<u8>) -> Self {
+    fn of(stream: Vec<u8>, skeleton: fn(&Layout, &[u8]) -> Vec<u8>) -> Self {
         let mut keep = Keep::default();
         let mut builder = LayerBuilder::tar(TreeLimits::default());
         let (blob, length) = (Digest::of(&stream), stream.len() as u64);
         builder.feed(Bytes::from(stream), &mut keep).unwrap();
         let built = builder.finish(&mut keep).unwrap();
-        let mut writer = SkeletonWriter::new(&built.layout).unwrap();
-        writer.literal(&keep.literals).unwrap();
-        let skeleton = writer.finish().unwrap();
+        let skeleton = skeleton(&built.layout, &keep.literals);
         let seek = SeekTableBuilder::new().finish(Compression::Plain, length, length).encode();
         let mut data = vec![Vec::new(); built.objects.len()];
         for (object, bytes) in keep.data {

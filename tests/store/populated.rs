@@ -21,10 +21,19 @@ pub const NAME: &str = "images/docker.io";
 
 impl Populated {
     pub fn new() -> Self {
+        Self::with([Layer::new(4), Layer::new(5)])
+    }
+
+    /// What the golden store of version 1 has.
+    pub fn of_version_1() -> Self {
+        Self::with([Layer::of_version_1(4), Layer::of_version_1(5)])
+    }
+
+    fn with(layers: [Layer; 2]) -> Self {
         Self {
             whole: vec![Content::random(1, 4096, 30_000), Content::random(2, 4096, 4096)],
             half: Content::random(3, 512, 512 * 500),
-            layers: [Layer::new(4), Layer::new(5)],
+            layers,
         }
     }
 
