@@ -278,3 +278,31 @@ fn a_full_disk_at_every_operation() {
         run(Some(Fault::Full(n)), &styles(n)[..3]);
     }
 }
+
+/// A removal that fails at its very last sync is found begun after a crash: it must
+/// not take what was stored since.
+#[test]
+fn what_is_put_after_a_removal_that_failed_stays() {
+    let content = Content::random(1, 4096, 30_000);
+    let id = content.spec.id();
+    for n in 0.. {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        content.put_all(&store);
+        store.sync().unwrap();
+        let fault = device.operations() + n;
+        device.plan(Some(Fault::Fail(fault)));
+        let removed = store.remove_objects(&[id], Removal::Data);
+        device.plan(None);
+        if device.operations() <= fault {
+            assert!(removed.is_ok() && n > 4, "{n} operations: {removed:?}");
+            break;
+        }
+        content.put_all(&store);
+        store.sync().unwrap();
+        let device = device.reboot(CrashStyle::LoseAll);
+        let store = open_faulty(&device).unwrap();
+        let there = (0..content.spec.block_count()).filter(|index| store.has_block(&id, *index));
+        assert_eq!(there.count(), content.spec.block_count() as usize, "operation {n} failed");
+    }
+}

@@ -279,7 +279,12 @@ impl Inner {
                 return Err(PutError::NotInObject { object: *id, index });
             };
             if entry.present.get(index) {
-                return Ok(true);
+                if !self.is_removing(id) {
+                    return Ok(true);
+                }
+                // What is left of a removal that failed: the next opening may end it.
+                self.open_file(&entry, true)?;
+                continue;
             }
             let slot = entry.file();
             let (false, Some(file)) = (slot.gone, slot.handle.clone()) else {

@@ -138,13 +138,12 @@ impl Inner {
 
     /// Brings a removal that failed in the middle to its end. Before anything
     /// new is stored in the object: or a crash would let the next opening
-    /// remove that as well.
+    /// remove that as well. From the beginning, since nobody knows what of it is
+    /// on record: a complete object must not be claimed to be one any more.
     ///
     /// No batch may run meanwhile.
     pub(super) fn end_removal(&self, id: &ObjectId) -> Result<(), SyncError> {
-        self.unlink_and_forget(&[(*id, Removal::Data)])?;
-        self.removing().remove(id);
-        Ok(())
+        self.remove_loaded(&BTreeSet::from([id]), Removal::Data).map(drop)
     }
 
     /// Finishes removals that a crash interrupted.
