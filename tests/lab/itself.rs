@@ -13,17 +13,27 @@ use crate::harness::peersync::is_mounted;
 use crate::harness::{lab_images, needs_mounts, wait_until};
 use crate::world::{Lab, Line, Plan, Space, address};
 
+/// A line that carries nothing for so long is broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// From the namespace of the calling thread.
+fn connect(listener: &TcpListener) -> TcpStream {
+    let target = listener.local_addr().expect("address");
+    TcpStream::connect_timeout(&target, PATIENCE).expect("connect")
+}
+
 /// Sends so many bytes from one namespace to another over TCP; gives how long it
 /// takes until the last has come.
 fn send(from: &Space, to: &Space, at: Ipv4Addr, bytes: usize) -> Duration {
     let listener = to.enter(|| TcpListener::bind((at, 0)).expect("listener"));
-    let target = listener.local_addr().expect("address");
+    let mut sender = from.enter(|| connect(&listener));
+    let (mut stream, _) = listener.accept().expect("accept");
+    for end in [&sender, &stream] {
+        end.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        end.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    }
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut stream = from.enter(|| TcpStream::connect(target).expect("connect"));
-            stream.write_all(&vec![7; bytes]).expect("send");
-        });
-        let (mut stream, _) = listener.accept().expect("accept");
+        scope.spawn(move || sender.write_all(&vec![7; bytes]).expect("send"));
         let start = Instant::now();
         let mut read = Vec::with_capacity(bytes);
         stream.read_to_end(&mut read).expect("receive");
@@ -60,8 +70,7 @@ fn lines_are_as_thin_and_as_long_as_asked_for() {
     // There and back over two long lines.
     let start = Instant::now();
     let listener = other.space.enter(|| TcpListener::bind((address(2, 1), 0)).expect("listener"));
-    let target = listener.local_addr().expect("address");
-    one.space.enter(|| TcpStream::connect(target).expect("connect"));
+    one.space.enter(|| connect(&listener));
     assert!(start.elapsed() >= Duration::from_millis(60), "{:?}", start.elapsed());
 }
 
