@@ -118,28 +118,34 @@ impl Node {
     }
 
     pub fn new(make: Make, registry: &Registry) -> Self {
+        let mut node = Self::apart(make.n, registry);
+        let server = make.server.unwrap_or_else(|| {
+            let (store, counters) = (Arc::clone(&node.store), Arc::clone(&node.counters));
+            Arc::new(StoreServer::new(store, counters, node.engine.spools()))
+        });
+        let (endpoint, events) = endpoint(make.n, make.lan, server);
+        node.address = endpoint.address();
+        node.engine.join(Arc::new(endpoint), events);
+        node
+    }
+
+    /// A node that is in no swarm.
+    pub fn apart(n: u8, registry: &Registry) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let store = Arc::new(Store::open(dir.path(), OpenOptions::default()).expect("store"));
-        let key = NodeKey::from_secret(&[make.n; 32]);
+        let id = NodeKey::from_secret(&[n; 32]).peer_id();
         let counters = Arc::new(Counters::default());
         let origin = Arc::new(Origin(registry.client()));
         let source = RegistrySource::new(origin, Arc::clone(&counters));
-        let engine = Engine::new(
-            key.peer_id(),
+        let engine = Arc::new(Engine::new(
+            id,
             Arc::clone(&store),
             Arc::new(Registries(source)),
             Arc::clone(&counters),
             6,
             Handle::current(),
-        );
-        let server = make.server.unwrap_or_else(|| {
-            let (store, counters) = (Arc::clone(&store), Arc::clone(&counters));
-            Arc::new(StoreServer::new(store, counters, engine.spools()))
-        });
-        let (endpoint, events) = endpoint(make.n, make.lan, server);
-        let (id, address) = (endpoint.me(), endpoint.address());
-        engine.join(Arc::new(endpoint), events);
-        let engine = Arc::new(engine);
+        ));
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Self { store, engine, counters, id, address, index: None, _dir: dir }
     }
 

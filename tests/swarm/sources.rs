@@ -1,9 +1,12 @@
 //! Whom a block comes from: peers first, neighbours before others, the registry
 //! last.
 
+use std::time::{Duration, Instant};
+
+use peersync::fetch::estimate::TAU_DEFAULT;
 use peersync::types::Digest;
 
-use crate::node::{Index, Make, Node, connect, layer};
+use crate::node::{Index, LONG, Make, Node, PATIENCE, connect, layer};
 use crate::registry::Registry;
 
 /// One node has everything, a neighbour fetches it.
@@ -111,4 +114,32 @@ async fn without_peers_the_registry_gives_everything() {
     assert_eq!(sources.registry, alone.content(), "{sources:?}");
     let sent = registry.sent() - before;
     assert!(sent <= index.blob_size * 21 / 20, "{sent} of {}", index.blob_size);
+}
+
+/// How long the first read of a layer takes: the quickest of six, each with a node of
+/// its own that `make` makes.
+async fn first_read(make: fn(u8, &Registry) -> Node) -> Duration {
+    let registry = Registry::start().await;
+    let (blob, diff_id) = layer(2, 8);
+    registry.put(blob.clone());
+    let index = Node::apart(1, &registry).build(&registry, &blob, diff_id).await;
+    let mut quickest = LONG;
+    for n in 2..8 {
+        let mut node = make(n, &registry);
+        node.know(&index).await;
+        let object = node.index.as_ref().and_then(|index| index.object(0)).expect("an object");
+        let start = Instant::now();
+        let read = node.engine.fetch(object, vec![0], PATIENCE).await.expect("a block");
+        assert_eq!(read.len(), 1);
+        quickest = quickest.min(start.elapsed());
+    }
+    quickest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_can_answer_nobody_is_awaited() {
+    for make in [Node::apart as fn(u8, &Registry) -> Node, Node::neighbour] {
+        let took = first_read(make).await;
+        assert!(took < TAU_DEFAULT, "{took:?}");
+    }
 }

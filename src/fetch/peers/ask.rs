@@ -98,7 +98,10 @@ impl Inner {
             }
             Action::LookUp { home, scope, .. } => {
                 let near = scope == Scope::Lan;
-                let net = state.net.as_mut()?;
+                let Some(net) = state.net.as_mut() else {
+                    // Without peers nobody is worth waiting for.
+                    return Some(Event::LookedUp { home, scope, found: false });
+                };
                 let searching = match &home {
                     Home::Layer(blob) => self.search(net, *blob),
                     Home::Object(_) => false,
