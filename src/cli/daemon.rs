@@ -65,7 +65,7 @@ fn say(line: &str) {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
-    memory::few_arenas();
+    memory::keep_little();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
         .enable_all()
