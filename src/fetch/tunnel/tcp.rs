@@ -17,7 +17,7 @@ use crate::wire::{Binding, Role};
 
 /// The kernel takes no more than this that it can't send yet, in bytes: urgent
 /// content would have to wait behind it.
-const UNSENT_MAX: u32 = 128 << 10;
+const UNSENT_MAX: u32 = 64 << 10;
 /// Bytes that are taken from the socket at a time: the TLS library would ask for
 /// less than a record each time.
 pub(super) const READ_MAX: usize = 128 << 10;

@@ -160,6 +160,9 @@ async fn turn<W: AsyncWrite + Unpin>(
     batch.extend(Header::encode(Kind::Data, 8 + data.len()));
     batch.extend(piece.request.to_le_bytes());
     write_both(io, batch, &data).await?;
+    // What TLS has encrypted goes to the kernel before anything else is chosen: the
+    // next turn may be an urgent piece's, and would wait behind it.
+    io.flush().await?;
     Ok(piece.body.is_empty())
 }
 
