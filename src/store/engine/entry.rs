@@ -11,7 +11,7 @@ use super::account::Account;
 use super::bits::Bits;
 use crate::store::device::{Device, DeviceFile, Mode, Stat, read_whole};
 use crate::store::format::bits as bitmap;
-use crate::store::format::layout::{OBJECTS_DIR, bits_path, bits_temp_path, data_path, object_dir};
+use crate::store::format::layout::{bits_path, bits_temp_path, data_path, object_dir};
 use crate::store::format::records::{ObjectRecord, VerifiedMark};
 use crate::types::{ObjectId, ObjectSpec};
 
@@ -264,9 +264,9 @@ impl Entry {
     /// Opening for writing never truncates: what is claimed stays.
     pub(super) fn make_file(&self, device: &dyn Device) -> io::Result<Arc<dyn DeviceFile>> {
         let dir = object_dir(&self.id);
-        if device.mkdir(&dir)? {
-            device.sync_dir(OBJECTS_DIR)?;
-        }
+        // Its name is synced with the file's, before anything is claimed: a reader
+        // waits for this.
+        device.mkdir(&dir)?;
         let mut disk = self.disk();
         if !disk.data_made && device.stat(&bits_path(&self.id))?.is_some() {
             device.unlink(&bits_path(&self.id))?;

@@ -22,7 +22,7 @@ use super::objects::object_record;
 use super::{Counters, Inner, Store};
 use crate::store::device::{DeviceFile, Mode, Syncing};
 use crate::store::format::bits as bitmap;
-use crate::store::format::layout::{bits_path, data_path, object_dir};
+use crate::store::format::layout::{OBJECTS_DIR, bits_path, data_path, object_dir};
 use crate::store::format::tables::Table;
 use crate::types::ObjectId;
 
@@ -320,12 +320,16 @@ impl Inner {
         done
     }
 
+    /// Syncs the names of new files, and of the directories that were made for them.
     fn sync_dirs(&self, jobs: Vec<Job>, failure: &mut Option<SyncError>) -> Vec<Job> {
-        let dirs: BTreeSet<String> = jobs
+        let mut dirs: BTreeSet<String> = jobs
             .iter()
             .filter(|job| job.entry.disk().new_file)
             .map(|job| object_dir(&job.entry.id))
             .collect();
+        if !dirs.is_empty() {
+            dirs.insert(OBJECTS_DIR.to_owned());
+        }
         let wanted: Vec<_> = dirs.iter().map(|dir| Syncing::Dir(dir)).collect();
         let mut failed = BTreeSet::new();
         for (dir, outcome) in dirs.iter().zip(self.device.sync_all(&wanted)) {
@@ -335,8 +339,10 @@ impl Inner {
             }
         }
         let mut done = Vec::with_capacity(jobs.len());
+        let above_failed = failed.contains(OBJECTS_DIR);
         for job in jobs {
-            if failed.contains(&object_dir(&job.entry.id)) {
+            let new = job.entry.disk().new_file;
+            if new && above_failed || failed.contains(&object_dir(&job.entry.id)) {
                 self.dirty.add(&job.entry, 0);
             } else {
                 job.entry.disk().new_file = false;
