@@ -164,7 +164,8 @@ pub struct EvictionPlan {
 /// |---|---|---|
 /// | (nothing) | spare copies that nobody used for `spare_after` | none is left |
 /// | `soft` | spare copies | `low` |
-/// | `hard` | also copies handed over, last local copies, last known copies | `soft` |
+/// | `hard` | also copies handed over | `soft` |
+/// | `hard`, still | also last local copies, then last known copies | `soft` |
 /// | `hard`, still | also what is pinned, then what is in use | `hard` |
 ///
 /// What could go with a promise that is not there yet counts as gone for the
@@ -207,9 +208,11 @@ pub fn plan(
         for class in [Class::Handed, Class::Refused] {
             planner.free(class, budget.soft);
         }
-        planner.take_promises_back(budget.soft);
-        for class in [Class::LastLocal, Class::LastKnown] {
-            planner.free(class, budget.soft);
+        // What is left is under the hard mark: no last copy needs to go.
+        if planner.left > budget.hard {
+            planner.take_promises_back(budget.soft);
+            planner.free(Class::LastLocal, budget.soft);
+            planner.free(Class::LastKnown, budget.soft);
         }
         for class in [Class::Pinned, Class::InUse] {
             planner.free(class, budget.hard);

@@ -162,12 +162,27 @@ fn promises_are_taken_back_only_where_nothing_else_is_enough() {
     let items = [item(1), item(2)];
     let ledger = ledger(&[(items[0], 3)], &me, &peers);
     let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
-    let of = |soft| plan(&items, 200, &view, &Budget { low: 0, soft, hard: 100 }, NOW);
-    let enough = of(100);
-    assert!(enough.withdraw.is_empty() && enough.ask.len() == 1, "{enough:?}");
-    assert_eq!(enough.keeps, [0]);
-    let more = of(50);
+    let of = |soft, hard| plan(&items, 200, &view, &Budget { low: 0, soft, hard }, NOW);
+    for enough in [of(100, 100), of(50, 100)] {
+        assert!(enough.withdraw.is_empty() && enough.ask.len() == 1, "{enough:?}");
+        assert_eq!(enough.keeps, [0]);
+    }
+    let more = of(50, 60);
     assert_eq!((more.withdraw, more.waits_for), (vec![0], 200));
+}
+
+#[test]
+fn last_copies_may_fill_the_store_up_to_the_hard_mark() {
+    let (me, peers) = (member(200), [member(0)]);
+    let ledger = Ledger::new(Duration::ZERO, true);
+    let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+    let spare = Item { bytes: 20, lan: PeerSet::of(&[0]), ..Item::new(id(1)) };
+    let last = |n| Item { bytes: 95, ..Item::new(id(n)) };
+    let budget = Budget::with_hard(100);
+    let fits = plan(&[spare, last(2)], 115, &view, &budget, NOW);
+    assert!(fits.drop.is_empty() && fits.ask.len() == 1, "{fits:?}");
+    let over = plan(&[spare, last(2), last(3)], 210, &view, &budget, NOW);
+    assert_eq!(over.drop.iter().map(|drop| drop.class).collect::<Vec<_>>(), [Class::LastKnown; 2]);
 }
 
 #[test]
