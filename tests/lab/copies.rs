@@ -173,6 +173,7 @@ fn three_nodes_hold_together_what_none_of_them_can() {
     let images = Images::push(&lab, budget / IMAGES_IN_ONE / FILES);
     for node in lab.nodes_mut() {
         node.set("PEERSYNC_STORE_MAX_SIZE", &budget.to_string());
+        node.may_last(SETTLED * 4);
     }
     lab.join_all("");
     let began = Instant::now();
