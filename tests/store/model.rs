@@ -368,3 +368,18 @@ fn a_batch_after_a_removal_that_failed_claims_nothing_in_the_end() {
         }
     }
 }
+
+/// The same object again, block by block: the first of them ends the removal, and no
+/// later one takes it away.
+#[test]
+fn what_is_put_after_a_removal_that_failed_is_not_taken_away_by_the_next() {
+    for full in 0..40 {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        let mut world = World { device, store: Some(store), model: Model::new() };
+        let ops = [Op::Put(2, 1), Op::FailSoon(0), Op::Remove(2, false)];
+        for op in ops.iter().chain(&[Op::FullSoon(full), Op::PutAll(2)]) {
+            world.step(op).unwrap_or_else(|why| panic!("full after {full}: {op:?}: {why}"));
+        }
+    }
+}
