@@ -56,23 +56,26 @@ pub(crate) fn version(path: &Path) -> Result<Option<u32>, FsckError> {
     }
 }
 
+/// Those that only look share the lock: nothing that they do is seen on the disk. Who
+/// repairs, or owns the store, has it alone.
 fn lock(path: &Path, repair: bool) -> Result<Opened, FsckError> {
     let name = path.join(LOCK_FILE);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     let writable = options.clone().write(true).create(repair).open(&name);
-    let (mut file, exclusive) = match writable {
+    let (mut file, writable) = match writable {
         Ok(file) => (file, true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Opened::Closed(None)),
         Err(e) if repair => return Err(at(&name, e)),
         // A read-only file system, or only the right to read.
         Err(_) => (options.open(&name).map_err(|e| at(&name, e))?, false),
     };
-    let locked = if exclusive { file.try_lock() } else { file.try_lock_shared() };
+    let locked = if repair { file.try_lock() } else { file.try_lock_shared() };
     match locked {
         Ok(()) => {
-            if exclusive {
-                // Whoever finds it locked is told by whom. Best effort.
+            if writable {
+                // Whoever can't have the lock is told by whom; of several that look, the
+                // last. Best effort.
                 let _ = file.set_len(0);
                 let _ = writeln!(file, "{}", std::process::id());
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::budget::{Budget, Pressure};
 use super::keeper::{Member, PeerSet, keeper, outranks};
-use super::promise::{Ledger, Standing};
+use super::promise::{Ledger, PATIENCE, Standing};
 use super::value::{Weights, value};
 use crate::types::{ObjectId, PeerId};
 
@@ -78,6 +78,8 @@ pub enum Class {
     Spare,
     /// I am the keeper, and the next holder has promised to take over.
     Handed,
+    /// Others in the LAN have it, and none of them promises to keep it: not yet.
+    Refused,
     /// The last copy in the LAN; there are others in the swarm.
     LastLocal,
     /// The last one that is known of anywhere.
@@ -100,6 +102,8 @@ pub enum Verdict {
     Waits,
     /// It could go with a promise, if a neighbour has it; they are asked that first.
     Unsure,
+    /// It could go with a promise, which nobody gives now; they are asked again.
+    Refused,
     /// It stays, as I have promised it.
     Promised,
     /// It stays: others have it, and I am the keeper.
@@ -160,13 +164,14 @@ pub struct EvictionPlan {
 /// |---|---|---|
 /// | (nothing) | spare copies that nobody used for `spare_after` | none is left |
 /// | `soft` | spare copies | `low` |
-/// | `hard` | also copies handed over, last local copies, last known copies | `soft` |
+/// | `hard` | also copies handed over | `soft` |
+/// | `hard`, still | also last local copies, then last known copies | `soft` |
 /// | `hard`, still | also what is pinned, then what is in use | `hard` |
 ///
 /// What could go with a promise that is not there yet counts as gone for the
 /// classes behind it: rather than drop a last copy, the node asks and waits, and
-/// stores nothing new meanwhile. A holder that refused or did not answer counts as
-/// none. An object of which only a part is here never counts as a copy, and goes
+/// reads go on meanwhile. Holders that refused or did not answer are asked again for
+/// [`PATIENCE`], then they count as none. An object of which only a part is here never counts as a copy, and goes
 /// as if it were the only one unless a holder of all of it promises to stay.
 ///
 /// Linear in the items, with a sort of those that may go.
@@ -200,8 +205,14 @@ pub fn plan(
     let spare = if pressure == Pressure::None { u64::MAX } else { budget.low };
     planner.free(Class::Spare, spare);
     if pressure == Pressure::Hard {
-        for class in [Class::Handed, Class::LastLocal, Class::LastKnown] {
+        for class in [Class::Handed, Class::Refused] {
             planner.free(class, budget.soft);
+        }
+        // What is left is under the hard mark: no last copy needs to go.
+        if planner.left > budget.hard {
+            planner.take_promises_back(budget.soft);
+            planner.free(Class::LastLocal, budget.soft);
+            planner.free(Class::LastKnown, budget.soft);
         }
         for class in [Class::Pinned, Class::InUse] {
             planner.free(class, budget.hard);
@@ -232,6 +243,8 @@ enum Way {
     Open,
     /// May go with a promise, if anybody could give it.
     Unsure,
+    /// May go with a promise, if anybody changes their mind.
+    Refused,
     /// May not go now, whatever happens.
     Bound,
 }
@@ -256,6 +269,7 @@ fn case(item: &Item, view: &View<'_>, now: Duration) -> Case {
         }
         Some(_) => Class::Spare,
         None if item.unsure => Class::Spare,
+        None if may_be_promised_yet(item, view, now) => Class::Refused,
         None if item.remote > 0 => Class::LastLocal,
         None => Class::LastKnown,
     };
@@ -270,9 +284,21 @@ fn case(item: &Item, view: &View<'_>, now: Duration) -> Case {
             }
         }
         (Class::Spare, None) => Way::Unsure,
+        (Class::Refused, _) => Way::Refused,
         _ => Way::Free,
     };
     Case { class, way, alone: keeper.is_none() }
+}
+
+/// Whether those who have it, and refused, are worth waiting for. The one among them
+/// that hashing prefers waits twice as long: when the others have dropped theirs, it
+/// knows that it has the last one.
+fn may_be_promised_yet(item: &Item, view: &View<'_>, now: Duration) -> bool {
+    let Some(other) = keeper(view.peers, item.lan, &item.id) else { return false };
+    let first = item.whole && outranks(&view.me, &view.peers[other], &item.id);
+    let patience = if first { PATIENCE * 2 } else { PATIENCE };
+    let since = view.ledger.in_vain(&item.id);
+    since.is_some_and(|since| now.saturating_sub(since) < patience)
 }
 
 /// The best of the holders in the LAN that has not refused.
@@ -335,11 +361,32 @@ impl Planner<'_> {
         value(item, &self.view.weights)
     }
 
+    /// Takes promises back, so that they end, the least valuable first: only where all
+    /// else that others have is not enough. Who promised and took it back at once would
+    /// leave the other without a keeper, and be bound all the same.
+    ///
+    /// Whoever was promised it has dropped its own, or asks others now. If it has not,
+    /// they can be asked from here after that.
+    fn take_promises_back(&mut self, goal: u64) {
+        let mut given: Vec<(u32, usize)> = (self.cases.iter().zip(self.inventory).enumerate())
+            .filter(|(_, (case, _))| case.way == Way::Bound && case.class <= Class::Refused)
+            .map(|(n, (case, item))| (self.value(case, item).to_bits(), n))
+            .collect();
+        given.sort_unstable();
+        for (_, n) in given {
+            if self.left <= goal {
+                return;
+            }
+            self.plan.withdraw.push(n);
+            self.waits_for(n, Verdict::Promised);
+        }
+    }
+
     fn keeps(&self) -> Vec<usize> {
         let stays = self.cases.iter().zip(&self.plan.verdicts).enumerate();
         stays
             .filter(|(_, (case, verdict))| {
-                (case.class > Class::Handed || case.way == Way::Bound)
+                (case.class > Class::Refused || case.way == Way::Bound)
                     && !matches!(verdict, Verdict::Goes(_))
             })
             .map(|(n, _)| n)
@@ -365,14 +412,15 @@ impl Planner<'_> {
             }
             Way::Open => Verdict::Waits,
             Way::Unsure => Verdict::Unsure,
-            // Whoever was promised it drops its own; then it is the last one here.
-            // Where others have it as well, they can be asked after that.
-            Way::Bound if class <= Class::Handed => {
-                self.plan.withdraw.push(item);
-                Verdict::Promised
-            }
+            Way::Refused => Verdict::Refused,
             Way::Bound => return,
         };
+        self.waits_for(item, verdict);
+    }
+
+    /// An item that may be gone a moment from now.
+    fn waits_for(&mut self, item: usize, verdict: Verdict) {
+        let bytes = self.inventory[item].bytes;
         self.plan.waits_for = self.plan.waits_for.saturating_add(bytes);
         self.left = self.left.saturating_sub(bytes);
         self.plan.verdicts[item] = verdict;
@@ -384,6 +432,7 @@ impl fmt::Display for Class {
         f.write_str(match self {
             Self::Spare => "the LAN's keeper has promised to keep its copy",
             Self::Handed => "another holder in the LAN has promised to keep its copy",
+            Self::Refused => "others in the LAN have it, and none promises to keep it",
             Self::LastLocal => "the last copy in the LAN; others have it elsewhere",
             Self::LastKnown => "the last copy that is known of",
             Self::Pinned => "pinned",
@@ -399,6 +448,9 @@ impl fmt::Display for Verdict {
             Self::Asks(_) => f.write_str("stays for now: the keeper is asked for its promise"),
             Self::Waits => f.write_str("stays for now: the keeper's promise is waited for"),
             Self::Unsure => f.write_str("stays for now: neighbours are asked whether they have it"),
+            Self::Refused => {
+                f.write_str("stays for now: others have it, and none promises yet to keep it")
+            }
             Self::Promised => f.write_str("stays: this node has promised to keep it"),
             Self::Keeper => f.write_str("stays: this node is the keeper of the LAN's copies"),
             Self::Stays(Class::Spare) => f.write_str("stays: there is room for it"),

@@ -29,8 +29,14 @@ pub const PROMISE: Duration = Duration::from_secs(60);
 pub const USABLE: Duration = Duration::from_secs(30);
 /// How long an answer is waited for. Below [`USABLE`].
 pub const ANSWER: Duration = Duration::from_secs(15);
-/// How long a refusal, or no answer, is taken for granted.
-pub const REFUSED: Duration = Duration::from_secs(60);
+/// How long a refusal, or no answer, is taken for granted. A neighbour that has no room
+/// for promises has some a moment later, when it is promised something itself.
+pub const REFUSED: Duration = Duration::from_secs(10);
+/// How long in a row nobody must have promised to keep what others are known to have,
+/// before it counts as the last copy. Nodes that come under pressure all at once refuse
+/// each other until they have found out who has room for what; dropping meanwhile, they
+/// would drop the same.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Most objects with a promise given, and most that were asked for; about 6 MiB.
 pub const LEDGER_MAX: usize = 1 << 16;
 
@@ -57,6 +63,8 @@ struct Asked {
     /// Who refused or did not answer, from `refused_at` on; at most [`LAN_MAX`].
     refused: Vec<PeerId>,
     refused_at: Duration,
+    /// Since when nobody has promised.
+    in_vain: Option<Duration>,
 }
 
 impl Asked {
@@ -73,6 +81,7 @@ impl Asked {
         if self.refused.len() < LAN_MAX && !self.refused.contains(&self.of) {
             self.refused.push(self.of);
         }
+        self.in_vain.get_or_insert(now);
         self.answer = Answer::No;
     }
 }
@@ -130,6 +139,11 @@ impl Ledger {
         self.asked.get(object).map_or(&[], |asked| asked.refusers(now))
     }
 
+    /// Since when `object` has been asked for in vain, by whomever.
+    pub fn in_vain(&self, object: &ObjectId) -> Option<Duration> {
+        self.asked.get(object).and_then(|asked| asked.in_vain)
+    }
+
     /// Notes who did not answer in time. To be called before planning.
     pub fn tick(&mut self, now: Duration) {
         self.given.retain(|_, until| now < *until);
@@ -138,9 +152,8 @@ impl Ledger {
                 asked.refuse(now);
             }
         }
-        self.asked.retain(|_, asked| {
-            now.saturating_sub(asked.at) < REFUSED || !asked.refusers(now).is_empty()
-        });
+        // Long enough for whoever still wants to know to ask once more.
+        self.asked.retain(|_, asked| now.saturating_sub(asked.at) < REFUSED * 2 + USABLE);
     }
 
     /// Whether `object` may be dropped because somebody promised to keep it.
@@ -170,6 +183,7 @@ impl Ledger {
             answer: Answer::None,
             refused: Vec::new(),
             refused_at: now,
+            in_vain: None,
         });
         (asked.number, asked.of, asked.at, asked.answer) = (number, of, now, Answer::None);
         Some(number)
@@ -193,6 +207,7 @@ impl Ledger {
         if let Some(asked) = asked.filter(|asked| asked.of == *from && asked.number == number) {
             if promised {
                 asked.answer = Answer::Yes;
+                asked.in_vain = None;
             } else {
                 asked.refuse(now);
             }
@@ -319,7 +334,7 @@ mod tests {
         assert_eq!(ledger.standing(&object(), 17 * S), Standing::Unasked);
         ledger.tick(17 * S);
         assert_eq!(ledger.refusers(&object(), 17 * S), [keeper.id]);
-        assert!(ledger.refusers(&object(), 77 * S).is_empty());
+        assert!(ledger.refusers(&object(), 17 * S + REFUSED).is_empty());
         assert_eq!(ledger.ask(object(), keeper.id, 18 * S), Some(1));
         ledger.answered(&object(), &keeper.id, 0, true, 19 * S);
         assert_eq!(ledger.standing(&object(), 19 * S), Standing::Open, "an answer to the first");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::plan::{Item, Verdict, View, plan};
+use super::promise::PATIENCE;
 use super::*;
 use crate::types::{ObjectId, PeerId};
 
@@ -110,20 +111,93 @@ proptest! {
             prop_assert!(plan.verdicts.iter().all(stays), "{:?}", plan.verdicts);
         }
     }
+}
 
-    #[test]
-    fn a_refusal_is_not_a_copy(remote in 0u32..2) {
-        let (me, peers) = (member(200), [member(0)]);
-        let item = Item { bytes: 100, lan: PeerSet::of(&[0]), remote, ..Item::new(id(1)) };
-        let items = [(item, 4)];
-        let ledger = ledger(&items, &me, &peers);
-        let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
-        let soft = plan(&[item], 100, &view, &Budget { low: 0, soft: 50, hard: 100 }, NOW);
-        prop_assert!(soft.drop.is_empty() && soft.ask.is_empty());
-        let hard = plan(&[item], 100, &view, &Budget { low: 0, soft: 0, hard: 0 }, NOW);
-        let class = if remote > 0 { Class::LastLocal } else { Class::LastKnown };
-        prop_assert_eq!(hard.verdicts, vec![Verdict::Goes(class)]);
+/// Asks `of` for the object as long as it takes, and is refused each time; the ledger,
+/// and the time of the last refusal.
+fn refused_for(id: ObjectId, of: PeerId, long: Duration) -> (Ledger, Duration) {
+    let mut ledger = Ledger::new(Duration::ZERO, true);
+    let mut now = NOW;
+    loop {
+        let number = ledger.ask(id, of, now).expect("nothing is open");
+        ledger.answered(&id, &of, number, false, now);
+        if now - NOW >= long {
+            return (ledger, now);
+        }
+        // A look every two seconds finds that it can be asked again.
+        now += promise::REFUSED + Duration::from_secs(2);
+        ledger.tick(now);
     }
+}
+
+#[test]
+fn what_others_have_and_refuse_to_keep_is_waited_for_and_the_keeper_waits_longest() {
+    let (me, peers) = (member(200), [member(0)]);
+    let budget = Budget { low: 0, soft: 0, hard: 100 };
+    for first in [false, true] {
+        let n = (0..).find(|n| outranks(&me, &peers[0], &id(*n)) == first).expect("some");
+        let item = Item { bytes: 100, lan: PeerSet::of(&[0]), ..Item::new(id(n)) };
+        let last = Item { bytes: 100, idle: 90_000, ..Item::new(id(1_000_000)) };
+        let verdicts = |long| {
+            let (ledger, now) = refused_for(item.id, peers[0].id, long);
+            let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+            let soft = plan(&[item], 100, &view, &Budget { hard: 1000, ..budget }, now);
+            assert!(soft.drop.is_empty() && soft.keeps.len() <= usize::from(long >= PATIENCE));
+            let roomy = Budget { soft: 100, ..budget };
+            plan(&[item, last], 200, &view, &roomy, now).verdicts
+        };
+        let waits = [Verdict::Refused, Verdict::Stays(Class::LastKnown)];
+        assert_eq!(verdicts(Duration::ZERO), waits);
+        assert_eq!(verdicts(PATIENCE / 2), waits, "asked again and again");
+        let over = [Verdict::Stays(Class::LastKnown), Verdict::Goes(Class::LastKnown)];
+        assert_eq!(verdicts(PATIENCE), if first { waits } else { over });
+        assert_eq!(verdicts(PATIENCE * 2), over, "no cheaper than any last copy");
+    }
+}
+
+#[test]
+fn promises_are_taken_back_only_where_nothing_else_is_enough() {
+    let (me, peers) = (member(200), [member(0)]);
+    let item = |n| Item { bytes: 100, lan: PeerSet::of(&[0]), ..Item::new(id(n)) };
+    let items = [item(1), item(2)];
+    let ledger = ledger(&[(items[0], 3)], &me, &peers);
+    let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+    let of = |soft, hard| plan(&items, 200, &view, &Budget { low: 0, soft, hard }, NOW);
+    for enough in [of(100, 100), of(50, 100)] {
+        assert!(enough.withdraw.is_empty() && enough.ask.len() == 1, "{enough:?}");
+        assert_eq!(enough.keeps, [0]);
+    }
+    let more = of(50, 60);
+    assert_eq!((more.withdraw, more.waits_for), (vec![0], 200));
+}
+
+#[test]
+fn last_copies_may_fill_the_store_up_to_the_hard_mark() {
+    let (me, peers) = (member(200), [member(0)]);
+    let ledger = Ledger::new(Duration::ZERO, true);
+    let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
+    let spare = Item { bytes: 20, lan: PeerSet::of(&[0]), ..Item::new(id(1)) };
+    let last = |n| Item { bytes: 95, ..Item::new(id(n)) };
+    let budget = Budget::with_hard(100);
+    let fits = plan(&[spare, last(2)], 115, &view, &budget, NOW);
+    assert!(fits.drop.is_empty() && fits.ask.len() == 1, "{fits:?}");
+    let over = plan(&[spare, last(2), last(3)], 210, &view, &budget, NOW);
+    assert_eq!(over.drop.iter().map(|drop| drop.class).collect::<Vec<_>>(), [Class::LastKnown; 2]);
+}
+
+#[test]
+fn a_promise_ends_what_was_asked_in_vain() {
+    let (object, of) = (id(1), member(0).id);
+    let (mut ledger, mut now) = refused_for(object, of, PATIENCE);
+    assert_eq!(ledger.in_vain(&object), Some(NOW));
+    now += promise::REFUSED;
+    let number = ledger.ask(object, of, now).expect("asked again");
+    ledger.answered(&object, &of, number, true, now);
+    assert_eq!(ledger.in_vain(&object), None);
+    ledger.withdrawn(&object, &of, now);
+    assert_eq!(ledger.in_vain(&object), Some(now));
+    ledger.tick(now + promise::REFUSED * 2 + promise::USABLE);
+    assert_eq!(ledger.in_vain(&object), None, "nobody asks any more");
 }
 
 #[test]
@@ -140,19 +214,6 @@ fn last_copies_wait_until_the_neighbours_have_answered() {
     assert_eq!(waits.keeps, [0]);
     let sure = plan(&[old, Item { unsure: false, ..new }], 200, &view, &budget, NOW);
     assert_eq!(sure.verdicts, [Verdict::Goes(Class::LastKnown), Verdict::Stays(Class::LastKnown)]);
-}
-
-#[test]
-fn whoever_lied_about_a_copy_makes_none_cheaper() {
-    let (me, peers) = (member(200), [member(0)]);
-    let claimed = Item { bytes: 100, lan: PeerSet::of(&[0]), ..Item::new(id(1)) };
-    let older = Item { bytes: 100, idle: 60, ..Item::new(id(2)) };
-    // The peer could not prove that it has the first.
-    let ledger = ledger(&[(claimed, 4)], &me, &peers);
-    let view = View { me, peers: &peers, ledger: &ledger, weights: Weights::default() };
-    let budget = Budget { low: 50, soft: 100, hard: 100 };
-    let gone = plan(&[claimed, older], 200, &view, &budget, NOW).drop;
-    assert_eq!(gone.iter().map(|drop| drop.item).collect::<Vec<_>>(), [1]);
 }
 
 #[test]

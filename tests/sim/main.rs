@@ -10,6 +10,7 @@ mod net;
 mod serve;
 mod world;
 
+mod again;
 mod any_events;
 mod basics;
 mod faults;

@@ -71,15 +71,20 @@ fn skeleton_of_version_1(layout: &Layout, literals: &[u8]) -> Vec<u8> {
 impl Layer {
     /// A layer of a few small files and one of 300 KiB.
     pub fn new(seed: u64) -> Self {
-        Self::of(Self::tar(seed), skeleton)
+        Self::of(Self::tar(seed, 300 << 10), skeleton)
+    }
+
+    /// The same without the large file.
+    pub fn small(seed: u64) -> Self {
+        Self::of(Self::tar(seed, 0), skeleton)
     }
 
     /// The same with the index that builders made at version 1 of the store's format.
     pub fn of_version_1(seed: u64) -> Self {
-        Self::of(Self::tar(seed), skeleton_of_version_1)
+        Self::of(Self::tar(seed, 300 << 10), skeleton_of_version_1)
     }
 
-    fn tar(seed: u64) -> Vec<u8> {
+    fn tar(seed: u64, large: usize) -> Vec<u8> {
         let mut rng = Rng(seed);
         let mut tar = tar::Builder::new(Vec::new());
         let mut add = |name: &str, data: &[u8]| {
@@ -89,8 +94,10 @@ impl Layer {
             tar.append_data(&mut header, name, data).unwrap();
         };
         add("etc/one", &rng.bytes(700));
-        add("etc/two", &rng.bytes(3000));
-        add("lib/large", &rng.bytes(300 << 10));
+        if large > 0 {
+            add("etc/two", &rng.bytes(3000));
+            add("lib/large", &rng.bytes(large));
+        }
         add("usr/three", &rng.bytes(50));
         tar.into_inner().unwrap()
     }

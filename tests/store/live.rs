@@ -7,14 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use peersync::store::Store;
 use peersync::store::format::layout::data_path;
+use peersync::store::{OpenError, Store};
 use peersync::types::ObjectId;
-use peersync_fsck::{FsckError, Kind, Mode, Options, Report};
+use peersync_fsck::{FsckError, Kind, Mode, Options, Progress, Quiet, Report};
 
 use crate::populated::Populated;
-use crate::util::{Content, open};
+use crate::util::{Content, open, options};
 
 /// Answers inventories as the daemon does; before each, `meanwhile` happens.
 fn serve(
@@ -138,4 +139,37 @@ fn much_that_is_wrong_is_found_to_the_last_block() {
     assert_eq!(report.counts[&Kind::BadBlock].found, 2 * BLOCKS as u64);
     assert_eq!(report.findings.len(), 1000);
     assert_eq!(report.checked.blocks, 2 * BLOCKS as u64);
+}
+
+/// Looks at the store, once, while it is being checked.
+struct Meanwhile<'a>(&'a Path, AtomicBool);
+
+impl Progress for Meanwhile<'_> {
+    fn stage(&self, _name: &'static str, _total: Option<u64>) {
+        if self.1.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let report = check(self.0).unwrap();
+        assert_eq!((report.exit_code(), report.mode), (0, Mode::Check), "{}", report.summary());
+        let repair = Options { repair: true, jobs: 1 };
+        let refused = peersync_fsck::check(self.0, &repair, &Quiet);
+        assert!(matches!(refused, Err(FsckError::InUse { .. })), "{refused:?}");
+        let locked = Store::open(self.0, options()).map(drop);
+        assert!(matches!(locked, Err(OpenError::Locked { .. })), "{locked:?}");
+    }
+
+    fn advance(&self, _n: u64) {}
+}
+
+#[test]
+fn two_that_only_look_share_a_closed_store_and_nobody_changes_it_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    Populated::new().fill(&store);
+    store.close().unwrap();
+    let meanwhile = Meanwhile(dir.path(), AtomicBool::new(false));
+    let options = Options { jobs: 1, ..Options::default() };
+    let report = peersync_fsck::check(dir.path(), &options, &meanwhile).unwrap();
+    assert_eq!(report.exit_code(), 0, "{}", report.summary());
+    assert!(meanwhile.1.load(Ordering::Relaxed));
 }

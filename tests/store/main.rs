@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod basic;
+mod bits;
 mod damage;
 mod flip;
 mod format;

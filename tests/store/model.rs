@@ -352,3 +352,34 @@ proptest! {
         world.reboot(CrashStyle::LoseAll)?;
     }
 }
+
+/// A removal fails and is on record all the same, what was stored before is made durable,
+/// and the next opening ends the removal: then nothing may be claimed.
+#[test]
+fn a_batch_after_a_removal_that_failed_claims_nothing_in_the_end() {
+    for fails in 0..40 {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        let mut world = World { device, store: Some(store), model: Model::new() };
+        let ops = [Op::PutAll(2), Op::FailSoon(fails), Op::Remove(2, false)];
+        let rest = [Op::Sync, Op::Close, Op::PutAll(0), Op::Crash(0)];
+        for op in ops.iter().chain(&rest) {
+            world.step(op).unwrap_or_else(|why| panic!("operation {fails} failed: {op:?}: {why}"));
+        }
+    }
+}
+
+/// The same object again, block by block: the first of them ends the removal, and no
+/// later one takes it away.
+#[test]
+fn what_is_put_after_a_removal_that_failed_is_not_taken_away_by_the_next() {
+    for full in 0..40 {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        let mut world = World { device, store: Some(store), model: Model::new() };
+        let ops = [Op::Put(2, 1), Op::FailSoon(0), Op::Remove(2, false)];
+        for op in ops.iter().chain(&[Op::FullSoon(full), Op::PutAll(2)]) {
+            world.step(op).unwrap_or_else(|why| panic!("full after {full}: {op:?}: {why}"));
+        }
+    }
+}

@@ -29,6 +29,15 @@ impl Populated {
         Self::with([Layer::of_version_1(4), Layer::of_version_1(5)])
     }
 
+    /// As little as there can be of each.
+    pub fn small() -> Self {
+        Self {
+            whole: vec![Content::random(1, 64, 300), Content::random(2, 64, 64)],
+            half: Content::random(3, 16, 16 * 80),
+            layers: [Layer::small(4), Layer::small(5)],
+        }
+    }
+
     fn with(layers: [Layer; 2]) -> Self {
         Self {
             whole: vec![Content::random(1, 4096, 30_000), Content::random(2, 4096, 4096)],

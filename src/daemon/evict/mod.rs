@@ -400,7 +400,9 @@ impl Evictor {
         let mut state = self.state();
         let now = self.now();
         let may = |goes: &&Goes| match goes.class {
-            Some(Class::Spare | Class::Handed) => state.ledger.may_drop(&goes.id, goes.whole, now),
+            Some(Class::Spare | Class::Handed | Class::Refused) => {
+                state.ledger.may_drop(&goes.id, goes.whole, now)
+            }
             _ => !state.ledger.binds(&goes.id, goes.whole, now),
         };
         let going: Vec<Goes> = batch.iter().filter(may).copied().collect();
@@ -411,7 +413,7 @@ impl Evictor {
     fn counter(&self, class: Option<Class>) -> &crate::telemetry::Counter {
         match class {
             None => &self.counters.evicted_orphan,
-            Some(Class::Spare | Class::Handed) => &self.counters.evicted_spare,
+            Some(Class::Spare | Class::Handed | Class::Refused) => &self.counters.evicted_spare,
             Some(_) => &self.counters.evicted_pressure,
         }
     }
@@ -505,7 +507,7 @@ fn sum(done: &Done) -> (u64, u64) {
 /// Why an object goes, for people.
 fn goes_as(class: Class) -> &'static str {
     match class {
-        Class::Spare | Class::Handed => "a neighbour promised to keep it",
+        Class::Spare | Class::Handed | Class::Refused => "a neighbour promised to keep it",
         Class::LastLocal => "the budget wants it gone; nodes elsewhere have it",
         Class::LastKnown => "the budget wants it gone",
         Class::Pinned => "it is pinned, and the budget can be met in no other way",

@@ -134,6 +134,7 @@ fn words(verdict: Verdict) -> (bool, &'static str) {
         Verdict::Goes(class) => (true, goes_as(class)),
         Verdict::Asks(_) | Verdict::Waits => (false, "a neighbour is asked whether it keeps it"),
         Verdict::Unsure => (false, "neighbours are asked whether they have it"),
+        Verdict::Refused => (false, "neighbours have it, and none promises yet to keep it"),
         Verdict::Promised => (false, "a neighbour may rely on it"),
         Verdict::Keeper => (false, "this node keeps it for its neighbours"),
         Verdict::Stays(Class::Pinned) => (false, "it is pinned"),

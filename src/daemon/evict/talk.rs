@@ -238,7 +238,9 @@ impl Evictor {
         let peer = parties.promiser;
         self.counters.promises_false.add(1);
         warn!(?peer, object = %asked.object, "a promise to keep what it can't show that it has");
-        if self.state().neighbours.lied(peer, at) {
+        let mut state = self.state();
+        state.neighbours.gone(peer, &[asked.object]);
+        if state.neighbours.lied(peer, at) {
             warn!(?peer, "what it says that it has is not believed for a while");
         }
         false

@@ -146,13 +146,14 @@ impl Scheduler {
         let mut homes: Vec<u32> = Vec::new();
         for r in self.blocks.of_object(&object, range) {
             let Some(block) = self.blocks.get_mut(r) else { continue };
-            if on == block.holders.contains(slot) {
+            let known = on == block.holders.contains(slot);
+            if known && !(on && block.refused.contains(slot)) {
                 continue;
             }
             if on {
                 block.holders.insert(slot);
                 block.getting.remove(slot);
-                // It has it anew, so it may be asked anew.
+                // It says anew that it has it, so it may be asked anew.
                 block.refused.remove(slot);
                 if homes.last() != Some(&block.home) {
                     homes.push(block.home);

@@ -278,13 +278,13 @@ impl Inner {
             let Some(wanted) = wanted.filter(|b| b.len as usize == block.data().len()) else {
                 return Err(PutError::NotInObject { object: *id, index });
             };
-            if entry.present.get(index) {
-                if !self.is_removing(id) {
-                    return Ok(true);
-                }
+            if self.is_removing(id) {
                 // What is left of a removal that failed: the next opening may end it.
                 self.open_file(&entry, true)?;
                 continue;
+            }
+            if entry.present.get(index) {
+                return Ok(true);
             }
             let slot = entry.file();
             let (false, Some(file)) = (slot.gone, slot.handle.clone()) else {

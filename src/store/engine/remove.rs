@@ -104,18 +104,13 @@ impl Inner {
             let mut planned = Vec::new();
             for id in ids {
                 let id = *id;
-                let Some(mut record) = object_record(view, id)? else {
+                if !claim_nothing(view, batch, id)? {
                     continue;
-                };
+                }
                 let how = match how {
                     Removal::Everything if is_referenced(view, id)? => Removal::Data,
                     how => how,
                 };
-                if record.complete && record.blocks > 0 {
-                    record.complete = false;
-                    batch.put(Table::Objects, id.as_bytes(), record.encode());
-                }
-                batch.delete(Table::Marks, id.as_bytes());
                 batch.put(Table::Removing, id.as_bytes(), how.encode());
                 planned.push((*id, how));
             }
@@ -154,6 +149,14 @@ impl Inner {
         if planned.is_empty() {
             return Ok(());
         }
+        // Again: where a removal failed and was on record all the same, a batch that
+        // was made durable after it may have claimed blocks that were stored before.
+        self.meta.update(true, |view, batch| {
+            for (id, _) in &planned {
+                claim_nothing(view, batch, id)?;
+            }
+            Ok::<_, MetaError>(())
+        })?;
         self.unlink_and_forget(&planned).map_err(MetaError::from)
     }
 
@@ -196,6 +199,18 @@ impl Inner {
         })?;
         Ok(())
     }
+}
+
+/// The records say from now on that nothing of the object is here; `false` if it is
+/// not known.
+fn claim_nothing(view: &View, batch: &mut Batch, id: &ObjectId) -> Result<bool, MetaError> {
+    let Some(mut record) = object_record(view, id)? else { return Ok(false) };
+    if record.complete && record.blocks > 0 {
+        record.complete = false;
+        batch.put(Table::Objects, id.as_bytes(), record.encode());
+    }
+    batch.delete(Table::Marks, id.as_bytes());
+    Ok(true)
 }
 
 fn is_referenced(view: &View, id: &ObjectId) -> Result<bool, MetaError> {

@@ -168,11 +168,16 @@ impl Peersync {
 impl Mount {
     /// Guards a place that something is about to be mounted on.
     pub(crate) fn watch(path: &Path) -> Self {
+        Self::watch_for(path, MOUNT_LIMIT)
+    }
+
+    /// As [`Mount::watch`], with a limit of its own.
+    pub(crate) fn watch_for(path: &Path, limit: Duration) -> Self {
         let (sender, receiver) = mpsc::channel();
         let watched = path.to_owned();
         thread::spawn(move || {
-            if receiver.recv_timeout(MOUNT_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                eprintln!("{watched:?} is mounted for {MOUNT_LIMIT:?}: aborting its connection");
+            if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{watched:?} is mounted for {limit:?}: aborting its connection");
                 abort(&watched);
             }
         });

@@ -17,6 +17,8 @@ use crate::harness::peersync::{Mount, is_mounted};
 use crate::harness::{run, wait_until};
 
 const STARTS: Duration = Duration::from_secs(30);
+/// A mount that lasts longer hangs, unless the test says otherwise.
+const LASTS: Duration = Duration::from_secs(300);
 
 /// A node; at first it does not run.
 pub(crate) struct Node {
@@ -25,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) space: Space,
     directory: PathBuf,
     environment: Vec<(String, String)>,
+    lasts: Duration,
     // In this order: what waits at the mount is let go, then the daemon ends.
     mount: Option<Mount>,
     process: Option<Process>,
@@ -36,12 +39,26 @@ impl Node {
             fs::create_dir_all(directory.join(name)).expect("node directory");
         }
         let environment = Vec::new();
-        Self { lan, number, space, directory, environment, mount: None, process: None }
+        Self {
+            lan,
+            number,
+            space,
+            directory,
+            environment,
+            lasts: LASTS,
+            mount: None,
+            process: None,
+        }
     }
 
     /// A setting of its daemon and commands, from the next start on.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// How long its mount may last, from the next start on.
+    pub(crate) fn may_last(&mut self, limit: Duration) {
+        self.lasts = limit;
     }
 
     pub(crate) fn address(&self) -> Ipv4Addr {
@@ -71,7 +88,7 @@ impl Node {
         let file = self.path("config.toml");
         fs::write(&file, self.configuration(more)).expect("configuration");
         let mount = self.path("mnt");
-        let guard = Mount::watch(&mount);
+        let guard = Mount::watch_for(&mount, self.lasts);
         let mut command = self.command(&["daemon"]);
         let mut process = Process::start(&mut command, &self.path("log"));
         wait_until("the daemon's mount answers", STARTS, || {
