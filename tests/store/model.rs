@@ -383,3 +383,20 @@ fn what_is_put_after_a_removal_that_failed_is_not_taken_away_by_the_next() {
         }
     }
 }
+
+/// A put fails where the directory of its object has been made and is not synced yet:
+/// what is stored there afterwards and made durable stays.
+#[test]
+fn what_is_stored_after_a_put_that_failed_outlives_a_loss_of_power() {
+    for fails in 0..60 {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        let mut world = World { device, store: Some(store), model: Model::new() };
+        let before = [Op::PutAll(0), Op::Close, Op::Put(1, 0), Op::Remove(0, true)];
+        for op in before.iter().chain(&[Op::FailSoon(fails), Op::PutAll(2), Op::Sync]) {
+            world.step(op).unwrap_or_else(|why| panic!("operation {fails} failed: {op:?}: {why}"));
+        }
+        let lost = world.reboot(CrashStyle::LoseAll);
+        lost.unwrap_or_else(|why| panic!("operation {fails} failed, then power: {why}"));
+    }
+}
