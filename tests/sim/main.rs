@@ -4,9 +4,13 @@
 #![allow(unreachable_pub)]
 
 mod check;
+#[path = "../virtual/clock.rs"]
+mod clock;
 mod judge;
 mod layer;
 mod net;
+#[path = "../virtual/queue.rs"]
+mod queue;
 mod serve;
 mod world;
 

@@ -342,14 +342,15 @@ impl Scheduler {
     }
 
     /// Every rung of the ladder has failed. What nobody has, and the registry
-    /// will never give, ends now; other wants wait for the next round.
+    /// will never give, ends now; other wants wait for the next round, also those
+    /// whose holder is left alone for a while, as after a sleep of this machine all are.
     fn exhausted(&mut self, n: u32) {
         if !self.homes.get(n).is_some_and(|s| s.refused) {
             return;
         }
         let alive = self.peers.alive();
         let lost = |b: &Block| {
-            let sources = b.holders.and(alive).without(b.refused);
+            let sources = b.holders.without(b.refused);
             b.home == n
                 && b.flights.is_empty()
                 && sources.is_empty()
