@@ -372,7 +372,7 @@ fn what_a_live_node_holds_is_found_while_nodes_come_and_go() {
     look_ups(200, 2, 2);
 }
 
-/// `cargo test --release --test election many -- --ignored --nocapture`
+/// `tests/long swarm`
 #[test]
 #[ignore = "a thousand nodes and two minutes of their time"]
 fn what_a_live_node_holds_is_found_among_many() {

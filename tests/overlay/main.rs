@@ -89,18 +89,22 @@ fn clocks_need_not_agree() {
     assert!(reached * 100 >= alive * 98, "{reached} of {alive} hang together");
 }
 
-/// `cargo test --release --test overlay -- --ignored --nocapture`
+/// `tests/long overlay`, with MINUTES for another time.
 #[test]
-#[ignore = "minutes of computing: thousands of nodes for an hour"]
+#[ignore = "more than an hour of computing: thousands of nodes for an hour"]
 fn thousands_for_an_hour() {
+    let time = std::env::var("MINUTES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let plan = Plan { nodes: 3000, churn: 0.1, liars: 0.2, slow: 0.3, skewed: true, fault: None };
     let mut world = World::new(plan, seed());
-    for _ in 0..12 {
-        world.run(minutes(5)).expect("the invariants hold");
-        let (alive, reached) = (world.alive(), world.largest_component());
+    println!("| minute | nodes | hang together | fewest neighbours | probes | to nobody |");
+    for minute in 1..=time {
+        world.run(minutes(1)).expect("the invariants hold");
+        let (alive, reached, few) =
+            (world.alive(), world.largest_component(), world.fewest_neighbours());
+        let (all, fake) = (world.probes, world.fake_probes);
+        println!("| {minute} | {alive} | {reached} | {few} | {all} | {fake} |");
         assert!(reached * 100 >= alive * 98, "{reached} of {alive} hang together");
     }
-    println!("{} probes, {} to nobody", world.probes, world.fake_probes);
 }
 
 #[test]

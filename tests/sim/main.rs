@@ -18,3 +18,4 @@ mod any_events;
 mod basics;
 mod faults;
 mod mutations;
+mod swarm;
