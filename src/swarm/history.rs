@@ -7,11 +7,13 @@
 //! Invariants: at most [`NETWORKS_MAX`] networks, the one that was left longest ago
 //! goes first; at most [`NODES_MAX`] nodes of each, the one that failed most, then
 //! the slowest, then the one that was seen longest ago goes first. What a file says
-//! is held to the same bounds.
+//! is held to the same bounds. Besides, it is remembered which numbers this node's
+//! claims had: none is given twice, whatever the clock says.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,8 @@ pub const FAILURES_MAX: u32 = 8;
 const NAME_MAX: usize = 200;
 /// Longest file that is read, in bytes: twice what the longest that is written has.
 pub const FILE_MAX: u64 = 1 << 20;
+/// Numbers that one life of a node may need: a beat a second, for 136 years.
+const SEQUENCES: u64 = 1 << 32;
 /// The version of the file.
 const VERSION: u32 = 1;
 
@@ -52,6 +56,8 @@ pub struct Remembered {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     networks: BTreeMap<String, Network>,
+    /// Below this, claims of earlier lives may be numbered.
+    sequences: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,6 +81,8 @@ pub enum HistoryError {
 struct File {
     version: u32,
     networks: Vec<FileNetwork>,
+    #[serde(default)]
+    sequences: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,7 +115,7 @@ impl History {
         if file.version > VERSION {
             return Err(HistoryError::Version(file.version));
         }
-        let mut history = Self::default();
+        let mut history = Self { sequences: file.sequences, ..Self::default() };
         for network in file.networks {
             for node in network.nodes {
                 let Ok(peer) = node.id.parse() else { continue };
@@ -134,9 +142,18 @@ impl History {
             used: network.used,
             nodes: network.nodes.values().map(node).collect(),
         });
-        let file = File { version: VERSION, networks: networks.collect() };
+        let (networks, sequences) = (networks.collect(), self.sequences);
+        let file = File { version: VERSION, networks, sequences };
         // Numbers and texts have no way to fail.
         serde_json::to_string(&file).unwrap_or_default() + "\n"
+    }
+
+    /// The first number for the claims of a life that begins now: that of the clock,
+    /// time since 1970, where it has not been set back since earlier lives.
+    pub fn begin_life(&mut self, clock: Duration) -> u64 {
+        let first = self.sequences.max(clock.as_micros() as u64).max(1);
+        self.sequences = first.saturating_add(SEQUENCES);
+        first
     }
 
     /// A node is there and has been for a while. Whether that is new: it was not
@@ -315,6 +332,21 @@ mod tests {
         let one = format!("{{\"name\":\"n\",\"used\":1,\"nodes\":[{}]}}", nodes.join(","));
         let text = format!("{{\"version\":1,\"networks\":[{one}]}}");
         assert_eq!(History::from_text(&text).expect("read").of("n").len(), NODES_MAX);
+    }
+
+    #[test]
+    fn no_life_has_numbers_of_an_earlier_one() {
+        let mut history = History::default();
+        let now = Duration::from_secs(1_800_000_000);
+        let first = history.begin_life(now);
+        assert_eq!(first, now.as_micros() as u64);
+        let mut history = History::from_text(&history.to_text()).expect("read");
+        history.reset(None);
+        assert_eq!(history.begin_life(Duration::ZERO), first + SEQUENCES);
+        let later = now * 2;
+        assert_eq!(history.begin_life(later), later.as_micros() as u64);
+        let old = "{\"version\":1,\"networks\":[]}";
+        assert_eq!(History::from_text(old).expect("read").begin_life(Duration::ZERO), 1);
     }
 
     #[test]

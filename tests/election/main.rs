@@ -4,9 +4,13 @@
 //! table stands in `docs/BENCHMARKS.md`. With `PEERSYNC_PLOT` set to a file, what
 //! they cost is drawn there.
 
+#[path = "../virtual/clock.rs"]
+mod clock;
 mod holders;
 mod plot;
 mod popular;
+#[path = "../virtual/queue.rs"]
+mod queue;
 mod world;
 
 use std::collections::BTreeSet;
@@ -127,6 +131,79 @@ fn messages_grow_with_nodes_and_not_with_their_square() {
     }
 }
 
+/// Clocks that show nothing when their node starts, run five in a hundred fast or
+/// slow, and jump ahead; wall clocks that are a year apart, also from one life of a
+/// node to the next.
+#[test]
+fn clocks_need_not_agree() {
+    for seed in 0..20 {
+        let mut world = World::skewed(80, seed);
+        world.run_until_agreed(S * 8);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..6 {
+            let tracker = world.tracker(best(&world)).expect("a tracker");
+            world.kill(tracker, rng.bool());
+            for _ in 0..4 {
+                let node = rng.usize(0..80);
+                world.jump(node, MS * rng.u32(100..20_000));
+                world.run_for(MS * rng.u32(0..1000));
+            }
+            world.revive(tracker);
+            world.run_for(S * 3);
+            world.run_until_agreed(SOON);
+            let (changes, now) = (world.changes, world.tracker(0));
+            world.run_for(S * 10);
+            assert_eq!((world.changes, world.tracker(0)), (changes, now), "seed {seed}: quiet");
+        }
+    }
+}
+
+/// The best node comes back after another one was elected, with a clock that may show
+/// an earlier time than before, and is needed again.
+fn comes_back(seed: u64, mutation: Mutation) {
+    let mut world = World::skewed(60, seed);
+    world.run_until_agreed(S * 8);
+    world.mutate(mutation);
+    let first = best(&world);
+    world.kill(first, true);
+    world.run_for(S);
+    world.run_until_agreed(SOON);
+    let second = world.tracker(best(&world)).expect("a tracker");
+    world.revive(first);
+    world.run_for(S * 3);
+    world.kill(second, true);
+    world.run_for(S);
+    world.run_until_agreed(SOON);
+    for part in world.partitions().into_iter().filter(|part| part.contains(&first)) {
+        let tracker = world.tracker(*part.first().expect("a node"));
+        assert_eq!(tracker, Some(first), "seed {seed}: no agreement on the best");
+    }
+}
+
+#[test]
+fn a_tracker_whose_clock_was_set_back_is_followed_again() {
+    (0..20).for_each(|seed| comes_back(seed, Mutation::None));
+    let why = caught(|| (0..20).for_each(|seed| comes_back(seed, Mutation::NoMemory)));
+    assert!(why.contains("no agreement"), "{why}");
+}
+
+/// What a node is told in its first second is as old as it is.
+#[test]
+fn a_node_that_has_just_started_does_not_follow_the_dead_for_longer() {
+    for seed in 0..20 {
+        let mut world = World::skewed(60, seed);
+        world.run_until_agreed(S * 8);
+        let tracker = world.tracker(0).expect("a tracker");
+        let other = (0..60).find(|node| *node != tracker).expect("another");
+        world.kill(other, true);
+        world.run_for(S);
+        world.kill(tracker, false);
+        world.run_for(MS * 1500);
+        world.revive(other);
+        world.run_for(S * 8);
+    }
+}
+
 /// Claims of candidates over each line between LANs, in one election.
 fn crossed(seed: u64, mutation: Mutation) -> f64 {
     let mut world = agreed(200, seed);
@@ -229,19 +306,37 @@ fn caught(what: impl FnOnce()) -> String {
 
 #[test]
 fn the_checkers_find_faults() {
+    the_checkers_find_faults_with(World::new);
+}
+
+#[test]
+fn the_checkers_find_faults_by_clocks_that_differ() {
+    the_checkers_find_faults_with(World::skewed);
+}
+
+fn the_checkers_find_faults_with(world: fn(usize, u64) -> World) {
+    let agreed = || {
+        let mut world = world(60, 5);
+        world.run_until_agreed(S * 8);
+        world
+    };
     let why = caught(|| {
-        let mut world = World::new(60, 5);
+        let mut world = world(60, 5);
         world.mutate(Mutation::SwapScores);
         world.run_until_agreed(S * 8);
         assert_eq!(score_of_tracker(&world), world.nodes[best(&world)].score, "not the best");
     });
     assert!(why.contains("not the best") || why.contains("no agreement"), "{why}");
     let why = caught(|| {
-        let mut world = agreed(60, 5);
+        let mut world = agreed();
         world.mutate(Mutation::RenewBeats);
         world.run_for(S * 10);
     });
     assert!(why.contains("was never said") || why.contains("an old beat"), "{why}");
+}
+
+#[test]
+fn without_pruning_beats_cost_more() {
     let mut world = agreed(60, 5);
     world.mutate(Mutation::DropPrunes);
     world.kill(best(&world), false);
@@ -277,7 +372,7 @@ fn what_a_live_node_holds_is_found_while_nodes_come_and_go() {
     look_ups(200, 2, 2);
 }
 
-/// `cargo test --release --test election many -- --ignored --nocapture`
+/// `tests/long swarm`
 #[test]
 #[ignore = "a thousand nodes and two minutes of their time"]
 fn what_a_live_node_holds_is_found_among_many() {

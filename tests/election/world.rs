@@ -1,12 +1,15 @@
 //! Nodes that elect trackers, on a virtual clock: LANs, lines between them,
 //! loss, cuts, deaths; the checkers look at every step.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use peersync::swarm::elect::{Action, Claim, Elector, LIFE, Message, Near, Score, Time};
+use peersync::swarm::history::History;
 use peersync::types::PeerId;
+
+use crate::clock::{Clock, SKEW};
+use crate::queue::Queue;
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 pub(crate) const S: Duration = Duration::from_secs(1);
@@ -24,6 +27,8 @@ pub(crate) enum Mutation {
     SwapScores,
     /// Nobody hears that its beats are superfluous.
     DropPrunes,
+    /// Nodes that start anew number their claims by their clocks alone.
+    NoMemory,
     /// A node on the way makes beats younger and newer.
     RenewBeats,
     /// Losers' claims go out of their LAN at once, over links that are called near.
@@ -43,9 +48,9 @@ pub(crate) struct World {
     pub(crate) crossed: u64,
     /// Changes of a node's tracker.
     pub(crate) changes: u64,
-    queue: BinaryHeap<Reverse<(Time, u64)>>,
-    events: HashMap<u64, Event>,
-    order: u64,
+    queue: Queue<Event>,
+    /// Whether clocks run at different speeds, start apart, and jump.
+    skewed: bool,
     cut: Option<BTreeSet<usize>>,
     rng: fastrand::Rng,
     names: HashMap<PeerId, usize>,
@@ -57,6 +62,9 @@ pub(crate) struct World {
 
 pub(crate) struct Node {
     pub(crate) elector: Elector,
+    clock: Clock,
+    /// What it knows of its earlier lives.
+    memory: History,
     pub(crate) lan: usize,
     pub(crate) score: u16,
     pub(crate) neighbours: BTreeSet<usize>,
@@ -85,6 +93,15 @@ impl World {
     /// `count` nodes in LANs of ten, each with a few neighbours inside; two nodes
     /// of each LAN know some elsewhere. All start within 50 ms.
     pub(crate) fn new(count: usize, seed: u64) -> Self {
+        Self::with(count, seed, false)
+    }
+
+    /// The same, and no two clocks are alike.
+    pub(crate) fn skewed(count: usize, seed: u64) -> Self {
+        Self::with(count, seed, true)
+    }
+
+    fn with(count: usize, seed: u64, skewed: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut world = Self {
             seed,
@@ -95,9 +112,8 @@ impl World {
             messages: 0,
             crossed: 0,
             changes: 0,
-            queue: BinaryHeap::new(),
-            events: HashMap::new(),
-            order: 0,
+            queue: Queue::new(),
+            skewed,
             cut: None,
             names: (0..count).map(|node| (name(node), node)).collect(),
             said: vec![0; count],
@@ -107,11 +123,16 @@ impl World {
         for node in 0..count {
             let score = rng.u16(100..=950);
             let starts = (MS * 50).mul_f64(rng.f64());
-            let elector = Elector::new(name(node), Score::told(score), 1, rng.u64(..), starts);
+            let clock = world.new_clock();
+            let mut memory = History::default();
+            let first = memory.begin_life(clock.wall(starts));
+            let elector = Elector::new(name(node), Score::told(score), first, rng.u64(..), starts);
             let (neighbours, taken) = (BTreeSet::new(), BTreeMap::new());
             let lan = node / LAN_SIZE;
             world.nodes.push(Node {
                 elector,
+                clock,
+                memory,
                 lan,
                 score,
                 neighbours,
@@ -144,6 +165,30 @@ impl World {
         self.nodes.iter().enumerate().map(far).sum::<usize>() / 2
     }
 
+    fn new_clock(&mut self) -> Clock {
+        if self.skewed { Clock::skewed(self.now, &mut self.rng) } else { Clock::exact() }
+    }
+
+    /// What a node's clock shows.
+    fn shows(&self, node: usize) -> Time {
+        self.nodes[node].clock.monotonic(self.now)
+    }
+
+    /// The number of a node's first claim in a life that begins at this time of day.
+    fn first_of_life(&mut self, node: usize, clock: Duration) -> u64 {
+        if self.mutation == Mutation::NoMemory {
+            self.nodes[node].memory = History::default();
+        }
+        self.nodes[node].memory.begin_life(clock)
+    }
+
+    /// A node has slept for a while.
+    pub(crate) fn jump(&mut self, node: usize, by: Duration) {
+        self.nodes[node].clock.jump(self.now, by);
+        self.nodes[node].wakes = None;
+        self.schedule(node);
+    }
+
     fn near(&self, a: usize, b: usize) -> Near {
         if self.nodes[a].lan == self.nodes[b].lan { Near::Lan } else { Near::Remote }
     }
@@ -153,7 +198,7 @@ impl World {
             Mutation::AllNear => Near::Lan,
             _ => self.near(node, other),
         };
-        let now = self.now;
+        let now = self.shows(node);
         self.nodes[node].elector.link_up(name(other), near, now);
         self.act(node);
     }
@@ -179,19 +224,21 @@ impl World {
         self.died[node] = Some(self.now);
         if noticed {
             for other in self.nodes[node].neighbours.clone() {
-                self.push(self.now + FAR_DELAY, Event::LinkDown { node: other, gone: node });
+                self.queue.push(self.now + FAR_DELAY, Event::LinkDown { node: other, gone: node });
             }
         }
     }
 
-    /// The node starts anew, with a sequence from a clock.
+    /// The node starts anew.
     pub(crate) fn revive(&mut self, node: usize) {
-        let (now, seed) = (self.now, self.rng.u64(..));
+        let (clock, seed) = (self.new_clock(), self.rng.u64(..));
         self.died[node] = None;
-        let first = 1 + now.as_micros() as u64;
+        let first = self.first_of_life(node, clock.wall(self.now));
+        let now = clock.monotonic(self.now);
         let fresh = &mut self.nodes[node];
         fresh.lives += 1;
-        fresh.wakes = None;
+        (fresh.wakes, fresh.clock) = (None, clock);
+        fresh.taken.clear();
         fresh.elector = Elector::new(name(node), Score::told(fresh.score), first, seed, now);
         for other in self.nodes[node].neighbours.clone() {
             if self.is_alive(other) {
@@ -215,7 +262,7 @@ impl World {
     /// Every node does without that tracker.
     pub(crate) fn distrust_by_all(&mut self, tracker: usize) {
         for node in 0..self.nodes.len() {
-            let now = self.now;
+            let now = self.shows(node);
             self.nodes[node].elector.distrust(name(tracker), now);
             self.act(node);
             self.schedule(node);
@@ -224,7 +271,7 @@ impl World {
 
     pub(crate) fn run_for(&mut self, time: Duration) {
         let until = self.now + time;
-        while self.queue.peek().is_some_and(|Reverse((at, _))| *at <= until) {
+        while self.queue.due().is_some_and(|at| at <= until) {
             self.step();
         }
         self.now = until;
@@ -283,16 +330,9 @@ impl World {
         self.cut.as_ref().is_some_and(|part| part.contains(&a) != part.contains(&b))
     }
 
-    fn push(&mut self, at: Time, event: Event) {
-        self.order += 1;
-        self.queue.push(Reverse((at, self.order)));
-        self.events.insert(self.order, event);
-    }
-
     fn step(&mut self) {
-        let Some(Reverse((at, order))) = self.queue.pop() else { return };
+        let Some((at, event)) = self.queue.pop() else { return };
         self.now = at;
-        let event = self.events.remove(&order).expect("an event");
         let node = match event {
             Event::Wake { node, life } => {
                 let of = &mut self.nodes[node];
@@ -300,7 +340,7 @@ impl World {
                     return;
                 }
                 of.wakes = None;
-                of.elector.tick(at);
+                of.elector.tick(of.clock.monotonic(at));
                 node
             }
             Event::Message { from, to, message, life } => {
@@ -308,14 +348,16 @@ impl World {
                 if lost || self.nodes[to].lives != life {
                     return;
                 }
-                self.nodes[to].elector.hear(name(from), message, at);
+                let shows = self.shows(to);
+                self.nodes[to].elector.hear(name(from), message, shows);
                 to
             }
             Event::LinkDown { node, gone } => {
                 if !self.is_alive(node) || self.is_alive(gone) {
                     return;
                 }
-                self.nodes[node].elector.link_down(&name(gone), at);
+                let shows = self.shows(node);
+                self.nodes[node].elector.link_down(&name(gone), shows);
                 node
             }
         };
@@ -355,15 +397,16 @@ impl World {
         }
         let delay = if far { FAR_DELAY } else { LAN_DELAY };
         let life = self.nodes[to].lives;
-        self.push(self.now + delay, Event::Message { from, to, message, life });
+        self.queue.push(self.now + delay, Event::Message { from, to, message, life });
     }
 
     fn schedule(&mut self, node: usize) {
         let life = self.nodes[node].lives;
-        let at = self.nodes[node].elector.wake().map(|at| at.max(self.now));
+        let wake = self.nodes[node].elector.wake();
+        let at = wake.map(|at| self.nodes[node].clock.when(at, self.now));
         if at.is_some_and(|at| self.nodes[node].wakes.is_none_or(|queued| at < queued)) {
             self.nodes[node].wakes = at;
-            self.push(at.unwrap_or_default(), Event::Wake { node, life });
+            self.queue.push(at.unwrap_or_default(), Event::Wake { node, life });
         }
     }
 
@@ -379,8 +422,10 @@ impl World {
             assert!(sequence <= said, "seed {seed}: beat {sequence} of {source} was never said");
             if let Some(died) = self.died[source] {
                 let late = now.saturating_sub(died);
+                // By the slowest clock.
+                let longest = if self.skewed { LIFE.div_f64(1.0 - SKEW) } else { LIFE };
                 assert!(
-                    late <= LIFE + UNDER_WAY,
+                    late <= longest + UNDER_WAY,
                     "seed {seed}: {node} follows a dead node {late:?}"
                 );
             }

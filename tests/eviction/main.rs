@@ -1,6 +1,8 @@
 //! Eviction in a LAN under pressure, simulated with the real plan: the last copy
 //! is never dropped while another choice meets the budget.
 
+#[path = "../virtual/clock.rs"]
+mod clock;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -12,6 +12,8 @@ use peersync::eviction::{
 };
 use peersync::types::{ObjectId, PeerId};
 
+use crate::clock::{Clock, SKEW};
+
 pub(crate) const NODES: usize = 5;
 pub(crate) const OBJECTS: usize = 40;
 const SIZE: u64 = 100;
@@ -37,6 +39,7 @@ struct Copy_ {
 
 struct Node {
     me: Member,
+    clock: Clock,
     disk: BTreeMap<usize, Copy_>,
     ledger: Ledger,
     hard: u64,
@@ -97,6 +100,8 @@ impl World {
         let nodes = (0..NODES)
             .map(|n| Node {
                 me: Member { id: PeerId(name(n)), capacity: 1000 * (1 + n as u64 % 3) },
+                // No two run at the same speed.
+                clock: Clock::skewed(Duration::ZERO, &mut Rng::with_seed(seed ^ n as u64)),
                 disk: (0..OBJECTS)
                     .filter_map(|object| {
                         let copy =
@@ -130,8 +135,9 @@ impl World {
         }
     }
 
-    fn clock(&self) -> Duration {
-        Duration::from_secs(self.now)
+    /// What a node's clock shows.
+    fn shows(&self, n: usize) -> Duration {
+        self.nodes[n].clock.monotonic(Duration::from_secs(self.now))
     }
 
     /// What happens to the nodes.
@@ -152,7 +158,7 @@ impl World {
             if self.rng.u8(..odds) == 0 {
                 self.tally.crashes += 1;
                 let fresh = self.mutation == Mutation::NoQuiet;
-                let now = self.clock();
+                let now = self.shows(n);
                 let node = &mut self.nodes[n];
                 (node.up, node.ledger) = (!node.up, Ledger::new(now, fresh));
                 node.due.clear();
@@ -201,7 +207,7 @@ impl World {
             if !self.reach(from, to) {
                 continue;
             }
-            let (now, id, asking) = (self.clock(), self.ids[object], self.nodes[from].me);
+            let (now, id, asking) = (self.shows(to), self.ids[object], self.nodes[from].me);
             match message {
                 Message::Ask { number } => {
                     let node = &mut self.nodes[to];
@@ -249,7 +255,7 @@ impl World {
     }
 
     fn act(&mut self, n: usize) {
-        let now = self.clock();
+        let now = self.shows(n);
         self.nodes[n].ledger.tick(now);
         for (object, class) in std::mem::take(&mut self.nodes[n].due) {
             self.drop(n, object, class);
@@ -298,7 +304,7 @@ impl World {
     }
 
     fn drop(&mut self, n: usize, object: usize, class: Class) {
-        let (now, id) = (self.clock(), self.ids[object]);
+        let (now, id) = (self.shows(n), self.ids[object]);
         let Some(copy) = self.nodes[n].disk.get(&object).copied() else { return };
         let ledger = &self.nodes[n].ledger;
         let may = match class {
@@ -327,18 +333,19 @@ impl World {
 
     /// The last copy goes: what else could have gone must not have been enough.
     fn check_choices(&self, n: usize, last: usize) {
-        let node = &self.nodes[n];
+        let (node, now) = (&self.nodes[n], self.shows(n));
         let other_choice = |object: &usize, copy: &Copy_| {
             let id = &self.ids[*object];
             *object != last
                 && !copy.pinned
-                && !node.ledger.binds(id, copy.whole, self.clock())
+                && !node.ledger.binds(id, copy.whole, now)
                 && (0..NODES).any(|other| {
                     let asked = node.refused.get(&(*object, other));
-                    // A refusal counts from when it came, or was given up on.
-                    let lasts = (REFUSED + ANSWER).as_secs();
+                    // A refusal counts from when it came, or was given up on, by a
+                    // clock that may be slow.
+                    let lasts = (REFUSED + ANSWER).div_f64(1.0 - SKEW).as_secs() + 1;
                     let refused = asked.is_some_and(|at| self.now - at < lasts);
-                    let still = node.ledger.may_drop(id, copy.whole, self.clock());
+                    let still = node.ledger.may_drop(id, copy.whole, now);
                     other != n
                         && self.knows(n, other, *object)
                         && whole(&self.nodes[other], *object)

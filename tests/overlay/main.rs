@@ -3,6 +3,8 @@
 //! slow. The machine's own invariants are looked at after every step, and a planted
 //! fault must be found by the checkers. `PEERSYNC_SEED` repeats a run.
 
+#[path = "../virtual/clock.rs"]
+mod clock;
 mod world;
 
 use std::time::Duration;
@@ -78,18 +80,31 @@ fn slow_neighbours_make_room_for_faster_ones() {
     assert!(after < before * 0.75, "{before:.2} of the neighbours were slow, {after:.2} are");
 }
 
-/// `cargo test --release --test overlay -- --ignored --nocapture`
 #[test]
-#[ignore = "minutes of computing: thousands of nodes for an hour"]
-fn thousands_for_an_hour() {
-    let plan = Plan { nodes: 3000, churn: 0.1, liars: 0.2, slow: 0.3, ..Plan::default() };
+fn clocks_need_not_agree() {
+    let plan = Plan { nodes: 60, churn: 0.1, liars: 0.2, slow: 0.3, skewed: true, fault: None };
     let mut world = World::new(plan, seed());
-    for _ in 0..12 {
-        world.run(minutes(5)).expect("the invariants hold");
-        let (alive, reached) = (world.alive(), world.largest_component());
+    world.run(minutes(5)).expect("the invariants hold");
+    let (alive, reached) = (world.alive(), world.largest_component());
+    assert!(reached * 100 >= alive * 98, "{reached} of {alive} hang together");
+}
+
+/// `tests/long overlay`, with MINUTES for another time.
+#[test]
+#[ignore = "more than an hour of computing: thousands of nodes for an hour"]
+fn thousands_for_an_hour() {
+    let time = std::env::var("MINUTES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let plan = Plan { nodes: 3000, churn: 0.1, liars: 0.2, slow: 0.3, skewed: true, fault: None };
+    let mut world = World::new(plan, seed());
+    println!("| minute | nodes | hang together | fewest neighbours | probes | to nobody |");
+    for minute in 1..=time {
+        world.run(minutes(1)).expect("the invariants hold");
+        let (alive, reached, few) =
+            (world.alive(), world.largest_component(), world.fewest_neighbours());
+        let (all, fake) = (world.probes, world.fake_probes);
+        println!("| {minute} | {alive} | {reached} | {few} | {all} | {fake} |");
         assert!(reached * 100 >= alive * 98, "{reached} of {alive} hang together");
     }
-    println!("{} probes, {} to nobody", world.probes, world.fake_probes);
 }
 
 #[test]
@@ -111,9 +126,12 @@ fn planted_faults_are_found() {
         // A node that is dropped is kept in the book.
         (Fault::DropsAreIgnored, "still linked"),
     ] {
-        let plan = Plan { nodes: 60, slow: 0.5, churn: 0.2, fault: Some(fault), ..Plan::default() };
-        let mut world = World::new(plan, seed());
-        let error = world.run(minutes(40)).expect_err("a checker speaks");
-        assert!(error.contains(says), "{fault:?}: {error}");
+        for skewed in [false, true] {
+            let fault = Some(fault);
+            let plan = Plan { nodes: 60, slow: 0.5, churn: 0.2, skewed, fault, ..Plan::default() };
+            let mut world = World::new(plan, seed());
+            let error = world.run(minutes(40)).expect_err("a checker speaks");
+            assert!(error.contains(says), "{fault:?}: {error}");
+        }
     }
 }

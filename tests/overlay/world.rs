@@ -8,6 +8,8 @@ use std::time::Duration;
 use peersync::swarm::overlay::{Action, Input, Overlay, PROBE, Source};
 use peersync::types::PeerId;
 
+use crate::clock::Clock;
+
 /// Nodes that the table gives a newcomer, and seconds until it gives one more.
 const FROM_TABLE: usize = 4;
 const TABLE_PAUSE: u64 = 30;
@@ -31,17 +33,20 @@ pub(crate) struct Plan {
     pub(crate) liars: f64,
     /// Share whose lines are slow.
     pub(crate) slow: f64,
+    /// Whether clocks run at different speeds, start apart, and jump.
+    pub(crate) skewed: bool,
     pub(crate) fault: Option<Fault>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { nodes: 10, churn: 0.0, liars: 0.0, slow: 0.0, fault: None }
+        Self { nodes: 10, churn: 0.0, liars: 0.0, slow: 0.0, skewed: false, fault: None }
     }
 }
 
 struct Member {
     machine: Overlay,
+    clock: Clock,
     links: BTreeSet<u32>,
     probing: BTreeMap<u32, Duration>,
     lies: bool,
@@ -118,14 +123,21 @@ impl World {
             })
             .collect();
         let (lies, slow) = (self.chance(self.plan.liars), self.chance(self.plan.slow));
+        let clock = if self.plan.skewed {
+            Clock::skewed(self.now, &mut fastrand::Rng::with_seed(self.random()))
+        } else {
+            Clock::exact()
+        };
+        let shows = clock.monotonic(self.now);
         let mut machine = Overlay::new(name(n), self.random());
         for known in known {
             let (source, peer, address) = (Source::Table, name(known), address(known));
-            machine.apply(self.now, Input::Named { source, peer, address });
+            machine.apply(shows, Input::Named { source, peer, address });
         }
-        let actions = machine.tick(self.now);
+        let actions = machine.tick(shows);
         let member = Member {
             machine,
+            clock,
             links: BTreeSet::new(),
             probing: BTreeMap::new(),
             lies,
@@ -147,9 +159,15 @@ impl World {
     fn unlink(&mut self, n: u32, other: u32, why: Input) {
         let Some(member) = self.members.get_mut(&n) else { return };
         if member.links.remove(&other) {
-            let actions = member.machine.apply(self.now, why);
-            self.act(n, actions);
+            self.apply(n, why);
         }
+    }
+
+    /// A node's machine hears something at the time that its clock shows.
+    fn apply(&mut self, n: u32, input: Input) {
+        let Some(member) = self.members.get_mut(&n) else { return };
+        let actions = member.machine.apply(member.clock.monotonic(self.now), input);
+        self.act(n, actions);
     }
 
     fn act(&mut self, n: u32, actions: Vec<Action>) {
@@ -186,12 +204,9 @@ impl World {
     }
 
     fn link(&mut self, n: u32, other: u32) {
-        let now = self.now;
         let Some(member) = self.members.get_mut(&n) else { return };
         member.links.insert(other);
-        let up = Input::Up { peer: name(other), address: Some(address(other)), near: false };
-        let actions = member.machine.apply(now, up);
-        self.act(n, actions);
+        self.apply(n, Input::Up { peer: name(other), address: Some(address(other)), near: false });
     }
 
     fn on_ask(&mut self, n: u32, other: u32) {
@@ -204,15 +219,13 @@ impl World {
                 .collect()
         } else {
             let asked = self.members.get_mut(&other).expect("it is there");
-            let told = asked.machine.tell(self.now, &name(n)).unwrap_or_default();
+            let told =
+                asked.machine.tell(asked.clock.monotonic(self.now), &name(n)).unwrap_or_default();
             told.into_iter().map(|(peer, address)| (number(&peer), address)).collect()
         };
         for (peer, address) in told {
-            let Some(member) = self.members.get_mut(&n) else { return };
             let source = Source::Neighbour(name(other));
-            let named = Input::Named { source, peer: name(peer), address };
-            let actions = member.machine.apply(self.now, named);
-            self.act(n, actions);
+            self.apply(n, Input::Named { source, peer: name(peer), address });
         }
     }
 
@@ -229,6 +242,9 @@ impl World {
                 victim.into_iter().for_each(|n| self.leave(n));
                 self.join();
             }
+            if self.plan.skewed {
+                self.sleep();
+            }
             let everybody: Vec<u32> = self.members.keys().copied().collect();
             for n in everybody {
                 self.step(n);
@@ -236,6 +252,15 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Somebody's clock jumps ahead by up to a minute.
+    fn sleep(&mut self) {
+        let (random, by) = (self.random() as usize % self.members.len(), self.random() % 60);
+        let (now, by) = (self.now, Duration::from_secs(by));
+        if let Some(member) = self.members.values_mut().nth(random) {
+            member.clock.jump(now, by);
+        }
     }
 
     fn step(&mut self, n: u32) {
@@ -247,8 +272,7 @@ impl World {
         for other in failed.into_iter().filter(|_| !frozen) {
             let Some(member) = self.members.get_mut(&n) else { return };
             member.probing.remove(&other);
-            let actions = member.machine.apply(now, Input::Failed(name(other)));
-            self.act(n, actions);
+            self.apply(n, Input::Failed(name(other)));
         }
         // A few of the tunnels are used now and then.
         if now.as_secs() % 5 == u64::from(n) % 5 {
@@ -259,27 +283,29 @@ impl World {
                 }
                 let slow = self.members.get(&other).is_none_or(|member| member.slow);
                 let speed = if slow { 1e6 } else { 1e7 };
-                let Some(member) = self.members.get_mut(&n) else { return };
-                let actions = member.machine.apply(now, Input::Measured(name(other), speed));
-                self.act(n, actions);
+                self.apply(n, Input::Measured(name(other), speed));
             }
         }
         if now.as_secs() % TABLE_PAUSE == u64::from(n) % TABLE_PAUSE {
             let random = self.random() as usize % self.members.len();
             let other = *self.members.keys().nth(random).expect("somebody");
             let (source, peer, address) = (Source::Table, name(other), address(other));
-            let Some(member) = self.members.get_mut(&n) else { return };
-            member.machine.apply(now, Input::Named { source, peer, address });
+            self.apply(n, Input::Named { source, peer, address });
         }
+        // One that found no room in the book when it came is told of again.
+        let Some(member) = self.members.get(&n) else { return };
+        let unknown = |other: &&u32| !member.machine.knows(&name(**other));
+        let unknown: Vec<u32> = member.links.iter().filter(unknown).copied().collect();
+        unknown.into_iter().for_each(|other| self.link(n, other));
         let Some(member) = self.members.get_mut(&n) else { return };
-        let actions = member.machine.tick(now);
+        let actions = member.machine.tick(member.clock.monotonic(now));
         self.act(n, actions);
     }
 
     /// What must be so of each node at any time, besides the machine's own rules.
     fn check(&self, n: u32) -> Result<(), String> {
         let Some(member) = self.members.get(&n) else { return Ok(()) };
-        member.machine.check(self.now)?;
+        member.machine.check(member.clock.monotonic(self.now))?;
         if let Some((other, _)) = member.probing.iter().find(|(_, at)| **at + PROBE < self.now) {
             return Err(format!("the end of the probe of {other} is never told"));
         }

@@ -1,10 +1,11 @@
 //! What must hold, seen from outside the scheduler.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeBounds};
 use std::time::Duration;
 
 use peersync::fetch::schedule::{BlockKey, Class, Failure, RequestId, TunnelId};
+use peersync::types::ObjectId;
 
 /// What was wanted, by whom, and what became of it.
 #[derive(Default)]
@@ -58,7 +59,7 @@ impl Checks {
     }
 
     pub fn withdrawn(&mut self, node: usize, interest: u64) {
-        let keys: Vec<_> = self.wants.keys().filter(|(n, _)| *n == node).copied().collect();
+        let keys: Vec<_> = self.wants.range(of(node)).map(|(key, _)| *key).collect();
         for key in keys {
             if let Some(interests) = self.wants.get_mut(&key) {
                 interests.retain(|i| *i != interest);
@@ -116,8 +117,8 @@ impl Checks {
         }
         let now = ask.at;
         asked.push(ask);
-        let passing =
-            self.runs.iter().filter(|((n, _), (blocks, _))| *n == node && blocks.contains(&number));
+        let runs = self.runs.range((node, RequestId::MIN)..=(node, RequestId::MAX));
+        let passing = runs.filter(|(_, (blocks, _))| blocks.contains(&number));
         let first = asked.iter().map(|a| a.at).chain(passing.map(|(_, (_, at))| *at));
         let first = first.min().unwrap_or(now);
         let sources: BTreeSet<usize> = asked.iter().filter(|a| a.live).map(|a| a.source).collect();
@@ -128,23 +129,28 @@ impl Checks {
         Ok(())
     }
 
+    /// A node is dead: what it wanted is nobody's concern.
+    pub fn forget(&mut self, node: usize) {
+        self.wants.retain(|(n, _), _| *n != node);
+        self.urgent.retain(|(n, _), _| *n != node);
+        self.asked.retain(|(n, _), _| *n != node);
+        self.runs.retain(|(n, _), _| *n != node);
+        self.open.remove(&node);
+    }
+
     /// A request has ended. What was done in part is still being brought.
     pub fn ended(&mut self, node: usize, request: RequestId, in_part: bool) {
         self.runs.remove(&(node, request));
-        for ((n, _), asked) in &mut self.asked {
-            if *n == node {
-                asked.retain(|a| a.request != request || (in_part && a.part));
-                asked.iter_mut().filter(|a| a.request == request).for_each(|a| a.live = false);
-            }
+        for (_, asked) in self.asked.range_mut(of(node)) {
+            asked.retain(|a| a.request != request || (in_part && a.part));
+            asked.iter_mut().filter(|a| a.request == request).for_each(|a| a.live = false);
         }
     }
 
     /// Nothing that the source was asked for comes any more.
     pub fn source_gone(&mut self, node: usize, source: usize) {
-        for ((n, _), asked) in &mut self.asked {
-            if *n == node {
-                asked.retain(|a| a.source != source);
-            }
+        for (_, asked) in self.asked.range_mut(of(node)) {
+            asked.retain(|a| a.source != source);
         }
     }
 
@@ -157,8 +163,8 @@ impl Checks {
         now: Duration,
         waits: impl Fn(&BlockKey) -> bool,
     ) -> Result<(), String> {
-        for ((n, key), (since, overtaken)) in &mut self.urgent {
-            if *n != node || *since >= now || !waits(key) {
+        for ((_, key), (since, overtaken)) in self.urgent.range_mut(of(node)) {
+            if *since >= now || !waits(key) {
                 continue;
             }
             let times = overtaken.entry(tunnel).or_default();
@@ -169,4 +175,11 @@ impl Checks {
         }
         Ok(())
     }
+}
+
+/// All that is a node's in a table.
+fn of(node: usize) -> impl RangeBounds<(usize, BlockKey)> {
+    let [first, last] = [0, 0xff].map(|byte| ObjectId::from_bytes([byte; 32]));
+    (node, BlockKey { object: first, index: 0 })
+        ..=(node, BlockKey { object: last, index: u32::MAX })
 }

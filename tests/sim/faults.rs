@@ -137,7 +137,7 @@ fn hedges_across_the_boundary_stay_within_two_percent() {
 }
 
 /// Everything at once, from a seed: sizes, readers, pulls, seeks, manners,
-/// deaths, loss, a registry that comes and goes. Every want ends; where an
+/// deaths, loss, clocks, a registry that comes and goes. Every want ends; where an
 /// honest source is left, in data.
 #[test]
 fn chaos() {
@@ -190,6 +190,14 @@ pub fn one_chaos(seed: u64) {
     } else if rng.bool() {
         world.registry_at(MS * rng.u32(..1000), RegistryState::Down);
         world.registry_at(MS * rng.u32(1000..6000), RegistryState::Up);
+    }
+    if seed.is_multiple_of(2) {
+        // No two clocks are alike, and some jump.
+        world.skew();
+        for node in 0..nodes {
+            let (at, by) = (MS * rng.u32(..4000), MS * rng.u32(..5000));
+            world.jump_at(at, node, by);
+        }
     }
     world.start();
     let all = world.layer.count();

@@ -29,7 +29,7 @@ impl World {
                 let ask = Ask {
                     source: server,
                     request: *request,
-                    at: self.now,
+                    at: self.shows(node),
                     offset,
                     part,
                     live: true,
@@ -50,7 +50,7 @@ impl World {
                 let block = u64::from(self.layer.block);
                 let end = stream.end.min(self.layer.size());
                 let blocks = (stream.start / block) as u32..end.div_ceil(block) as u32;
-                self.checks.runs.insert((node, *request), (blocks.clone(), self.now));
+                self.checks.runs.insert((node, *request), (blocks.clone(), self.shows(node)));
                 // Only the first block is surely why the run was begun.
                 let whole = self.layer.whole;
                 match why {
@@ -124,7 +124,7 @@ impl World {
             }
             Extent::Part { len, .. } => u64::from(*len),
         };
-        let scheduler = &self.nodes[node].scheduler;
+        let (scheduler, now) = (&self.nodes[node].scheduler, self.shows(node));
         let known = self.nodes[node].known.get(&server);
         let honest = self.nodes[server].manner == Manner::Honest;
         let waits = |key: &BlockKey| {
@@ -132,7 +132,7 @@ impl World {
                 && known.is_some_and(|k| k.contains(key))
                 && matches!(scheduler.state_of(key), Some("queued" | "planned"))
         };
-        self.checks.bulk_issued(node, tunnel, self.now, waits)?;
+        self.checks.bulk_issued(node, tunnel, now, waits)?;
         if urgent {
             return Ok(());
         }

@@ -4,9 +4,13 @@
 #![allow(unreachable_pub)]
 
 mod check;
+#[path = "../virtual/clock.rs"]
+mod clock;
 mod judge;
 mod layer;
 mod net;
+#[path = "../virtual/queue.rs"]
+mod queue;
 mod serve;
 mod world;
 
@@ -15,3 +19,4 @@ mod any_events;
 mod basics;
 mod faults;
 mod mutations;
+mod swarm;

@@ -3,8 +3,7 @@
 //! Everything follows from the seed. [`World::step`] takes the next event off
 //! the queue; the checkers look after every step.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -15,8 +14,10 @@ use peersync::fetch::schedule::{
 use peersync::types::{ObjectId, PeerId};
 
 use crate::check::Checks;
+use crate::clock::Clock;
 pub use crate::layer::Layer;
 use crate::net::Net;
+use crate::queue::Queue;
 use crate::serve::{Chunk, Job, Tunnel};
 
 pub const MIB: u64 = 1 << 20;
@@ -68,12 +69,29 @@ pub enum Mutation {
 pub enum Msg {
     Tell(usize, Event),
     Tick(usize),
-    Serve { tunnel: TunnelId, job: Job },
+    Serve {
+        tunnel: TunnelId,
+        job: Job,
+    },
     Pump(TunnelId),
     Chunk(Chunk),
-    FlushHaves { node: usize, far: bool },
-    OpenTunnel { node: usize, peer: usize },
-    Die { node: usize, silent: bool },
+    FlushHaves {
+        node: usize,
+        far: bool,
+    },
+    OpenTunnel {
+        node: usize,
+        peer: usize,
+    },
+    Die {
+        node: usize,
+        silent: bool,
+    },
+    /// A node's clock jumps ahead.
+    Jump {
+        node: usize,
+        by: Duration,
+    },
     Registry(RegistryState),
     Step(usize),
 }
@@ -81,6 +99,7 @@ pub enum Msg {
 /// A node.
 pub struct Node {
     pub scheduler: Scheduler,
+    clock: Clock,
     pub alive: bool,
     pub manner: Manner,
     pub has: BTreeSet<BlockKey>,
@@ -127,8 +146,7 @@ pub struct World {
     pub tunnels: BTreeMap<TunnelId, Tunnel>,
     pub mutation: Mutation,
     pub checks: Checks,
-    queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
-    messages: BTreeMap<usize, Msg>,
+    queue: Queue<Msg>,
     pub next: u64,
     interests: u64,
 }
@@ -145,6 +163,7 @@ impl World {
             let id = PeerId([n as u8 + 1; 32]);
             Node {
                 scheduler: Scheduler::new(id, settings.clone(), seed ^ n as u64),
+                clock: Clock::exact(),
                 alive: true,
                 manner: Manner::Honest,
                 has: BTreeSet::new(),
@@ -174,11 +193,22 @@ impl World {
             tunnels: BTreeMap::new(),
             mutation: Mutation::None,
             checks: Checks::default(),
-            queue: BinaryHeap::new(),
-            messages: BTreeMap::new(),
+            queue: Queue::new(),
             next: 0,
             interests: 0,
         }
+    }
+
+    /// From now on no two clocks are alike.
+    pub fn skew(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.nodes[node].clock = Clock::skewed(self.now, &mut self.rng);
+        }
+    }
+
+    /// What a node's clock shows.
+    pub fn shows(&self, node: usize) -> Duration {
+        self.nodes[node].clock.monotonic(self.now)
     }
 
     /// All nodes hear of each other and of the layer.
@@ -225,8 +255,9 @@ impl World {
         if missing.is_empty() {
             return interest;
         }
+        let shows = self.shows(node);
         for n in &missing {
-            self.checks.wanted(node, self.layer.key(*n), interest, class, self.now);
+            self.checks.wanted(node, self.layer.key(*n), interest, class, shows);
         }
         let class = match (self.mutation, class) {
             (Mutation::SwapPriority, Class::Urgent) => Class::Background,
@@ -263,6 +294,10 @@ impl World {
         self.post(at.saturating_sub(self.now), Msg::Die { node, silent });
     }
 
+    pub fn jump_at(&mut self, at: Duration, node: usize, by: Duration) {
+        self.post(at.saturating_sub(self.now), Msg::Jump { node, by });
+    }
+
     pub fn registry_at(&mut self, at: Duration, state: RegistryState) {
         self.post(at.saturating_sub(self.now), Msg::Registry(state));
     }
@@ -287,7 +322,7 @@ impl World {
     /// Goes on for a time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
-        while self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
+        while self.queue.due().is_some_and(|at| at <= end) {
             self.step();
         }
         self.now = end;
@@ -321,9 +356,8 @@ impl World {
 
     /// The next event; `false` if there is none.
     pub fn step(&mut self) -> bool {
-        let Some(Reverse((at, _, slot))) = self.queue.pop() else { return false };
+        let Some((at, message)) = self.queue.pop() else { return false };
         self.now = self.now.max(at);
-        let Some(message) = self.messages.remove(&slot) else { return true };
         match message {
             Msg::Tell(node, event) => self.tell(node, event),
             Msg::Tick(node) => {
@@ -338,6 +372,10 @@ impl World {
             Msg::FlushHaves { node, far } => self.flush_haves(node, far),
             Msg::OpenTunnel { node, peer } => self.open(node, peer),
             Msg::Die { node, silent } => self.die(node, silent),
+            Msg::Jump { node, by } => {
+                self.nodes[node].clock.jump(self.now, by);
+                self.tell(node, Event::Tick);
+            }
             Msg::Registry(state) => self.registry = state,
             Msg::Step(node) => self.step_reader(node),
         }
@@ -345,10 +383,7 @@ impl World {
     }
 
     pub fn post(&mut self, after: Duration, message: Msg) {
-        self.next += 1;
-        let slot = self.next as usize;
-        self.messages.insert(slot, message);
-        self.queue.push(Reverse((self.now + after, self.next, slot)));
+        self.queue.push(self.now + after, message);
     }
 
     /// Gives a node's scheduler an event and does what it says.
@@ -367,7 +402,8 @@ impl World {
             self.want(node, &[number], Class::Sequential);
         }
         self.note_event(node, &event);
-        let mut actions = self.nodes[node].scheduler.apply(self.now, event);
+        let shows = self.shows(node);
+        let mut actions = self.nodes[node].scheduler.apply(shows, event);
         if let Err(why) = self.nodes[node].scheduler.check() {
             panic!("seed {}: node {node} at {:?}: {why}", self.seed, self.now);
         }
@@ -384,7 +420,8 @@ impl World {
             }
             self.act(node, action);
         }
-        let wake = self.nodes[node].scheduler.next_wake();
+        let of = &self.nodes[node];
+        let wake = of.scheduler.next_wake().map(|at| of.clock.when(at, self.now));
         if let Some(at) = wake.filter(|at| self.nodes[node].ticking.is_none_or(|old| *at < old)) {
             self.nodes[node].ticking = Some(at);
             self.post(at.saturating_sub(self.now), Msg::Tick(node));

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -39,15 +39,17 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Questions of one peer that are answered in a second.
 const QUESTIONS_MAX: u32 = 64;
 
-/// What this node does for its swarm as long as there is one.
+/// What this node does for its swarm as long as there is one. `first`: the number of
+/// its first claim.
 pub(super) async fn run(
     node: Weak<Node>,
     key: NodeKey,
+    first: u64,
     view: Arc<View>,
     ears: Option<mpsc::Sender<Heard>>,
 ) {
     let Some((mut events, mut part)) = node.upgrade().map(|node| {
-        let mut part = Part::new(&key, Arc::clone(&view), node.started);
+        let mut part = Part::new(&key, first, Arc::clone(&view), node.started);
         part.ears = ears;
         part.reckon(&node.engine);
         (node.engine.control(), part)
@@ -140,12 +142,11 @@ struct Signed {
 }
 
 impl Part {
-    fn new(key: &NodeKey, view: Arc<View>, node_started: Instant) -> Self {
+    fn new(key: &NodeKey, first: u64, view: Arc<View>, node_started: Instant) -> Self {
         let me = key.peer_id();
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut seed = [0; 8];
         seed.copy_from_slice(&me.0[..8]);
-        let (first, seed) = (clock.as_micros() as u64, u64::from_le_bytes(seed));
+        let seed = u64::from_le_bytes(seed);
         let now = Instant::now();
         Self {
             me,

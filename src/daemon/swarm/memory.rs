@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::warn;
 
@@ -36,6 +37,18 @@ impl Memory {
             History::default()
         });
         Self { path, writable, history: Mutex::new(Kept { history, changed: false }) }
+    }
+
+    /// The first number for this life's claims; written down before it is given.
+    pub(super) fn begin_life(&self) -> u64 {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let first = {
+            let mut kept = self.kept();
+            kept.changed = true;
+            kept.history.begin_life(clock)
+        };
+        self.save();
+        first
     }
 
     /// The nodes of a network, the best first.

@@ -143,7 +143,8 @@ impl Swarm {
     pub(super) fn take_part(self, node: &Arc<Node>) {
         let ears = self.neighbourhood.as_ref().map(Neighbourhood::ears);
         let view = Arc::clone(&self.view);
-        let part = control::run(Arc::downgrade(node), self.key.clone(), view, ears);
+        let first = node.memory.begin_life();
+        let part = control::run(Arc::downgrade(node), self.key.clone(), first, view, ears);
         node.runtime.spawn(part);
         node.runtime.spawn(look_after(Arc::downgrade(node), self));
     }

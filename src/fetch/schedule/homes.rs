@@ -29,6 +29,8 @@ pub(super) struct HomeState {
     /// Can only be read from its start.
     pub(super) whole: bool,
     pub(super) ladder: Ladder,
+    /// A look-up beyond the LAN has not ended, even if its time is over.
+    pub(super) looking: bool,
     /// Neighbours that want it.
     pub(super) wanters: PeerSet,
     /// Wanted blocks.
@@ -62,6 +64,7 @@ impl HomeState {
             size,
             whole: false,
             ladder: Ladder::new(size, theta, registry),
+            looking: false,
             wanters: PeerSet::default(),
             blocks: 0,
             hurried: false,

@@ -261,7 +261,14 @@ impl Scheduler {
             Scope::Lan => LadderEvent::LanAnswered { found },
             Scope::Swarm => LadderEvent::SwarmAnswered { found },
         };
+        let late = scope == Scope::Swarm
+            && self.homes.get_mut(n).is_some_and(|state| {
+                std::mem::take(&mut state.looking) && state.ladder.rung() == Rung::Pause
+            });
         self.climb(n, event);
+        if late && !found {
+            self.exhausted(n);
+        }
     }
 
     /// Tells a layer's ladder what happened, and does what it says.
@@ -289,6 +296,9 @@ impl Scheduler {
                     self.actions.push(Action::LookUp { home, scope: Scope::Lan, within });
                 }
                 Step::LookUp { within } => {
+                    if let Some(state) = self.homes.get_mut(n) {
+                        state.looking = true;
+                    }
                     self.actions.push(Action::LookUp { home, scope: Scope::Swarm, within });
                 }
                 Step::OpenRegistry => {}
@@ -342,14 +352,16 @@ impl Scheduler {
     }
 
     /// Every rung of the ladder has failed. What nobody has, and the registry
-    /// will never give, ends now; other wants wait for the next round.
+    /// will never give, ends now; other wants wait for the next round, also those
+    /// whose holder is left alone for a while, as after a sleep of this machine all are,
+    /// and those that a look-up may still find somebody for.
     fn exhausted(&mut self, n: u32) {
-        if !self.homes.get(n).is_some_and(|s| s.refused) {
+        if !self.homes.get(n).is_some_and(|s| s.refused && !s.looking) {
             return;
         }
         let alive = self.peers.alive();
         let lost = |b: &Block| {
-            let sources = b.holders.and(alive).without(b.refused);
+            let sources = b.holders.without(b.refused);
             b.home == n
                 && b.flights.is_empty()
                 && sources.is_empty()

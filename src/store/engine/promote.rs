@@ -89,6 +89,9 @@ impl Inner {
                 moved.push(entry);
             }
         }
+        if !moved.is_empty() {
+            dirs.insert(OBJECTS_DIR.to_owned());
+        }
         let wanted: Vec<_> = dirs.iter().map(|dir| Syncing::Dir(dir)).collect();
         for outcome in self.device.sync_all(&wanted) {
             match outcome {
@@ -146,9 +149,8 @@ impl Inner {
         let right = |stat: &Stat| stat.kind == Kind::File && stat.size == length;
         match self.device.stat(&from)? {
             Some(stat) if right(&stat) => {
-                if self.device.mkdir(&object_dir(id))? {
-                    self.device.sync_dir(OBJECTS_DIR)?;
-                }
+                // Its name is synced with the file's, by the caller.
+                self.device.mkdir(&object_dir(id))?;
                 self.device.rename(&from, &data_path(id))?;
             }
             Some(_) => return Ok(None),

@@ -54,8 +54,10 @@ struct Link {
 #[derive(Debug)]
 struct View {
     claim: Claim,
-    /// When its tracker said it, as far as the way is known.
-    said: Time,
+    /// It is given up then if no newer one comes: [`LIFE`] after its tracker said it,
+    /// as far as the way is known. Not kept as the time at which that was, which may be
+    /// before this node's clock began.
+    until: Time,
     /// Whether it came from another LAN.
     abroad: bool,
     parent: Option<PeerId>,
@@ -63,6 +65,13 @@ struct View {
     asked: u8,
     /// This node's own: when it stood, and when the next beat is due.
     own: Option<(Time, Time)>,
+}
+
+impl View {
+    /// Time since the tracker said it.
+    fn age(&self, now: Time) -> Duration {
+        (now + LIFE).saturating_sub(self.until)
+    }
 }
 
 impl Elector {
@@ -112,9 +121,9 @@ impl Elector {
         let of_view = self.view.as_ref().map(|view| match view.own {
             Some((_, next)) => next,
             None => match view.asked {
-                0 => view.said + SILENT,
-                1 => view.said + SILENT_FAR,
-                _ => view.said + LIFE,
+                0 => view.until.saturating_sub(LIFE - SILENT),
+                1 => view.until.saturating_sub(LIFE - SILENT_FAR),
+                _ => view.until,
             },
         });
         [of_view, self.stands, self.leaves].into_iter().flatten().min()
@@ -163,7 +172,7 @@ impl Elector {
             Message::Claim { claim, age, abroad } => {
                 self.link(from, |link| link.has = Some(claim.beat()));
                 let far = self.links.get(&from).is_some_and(|link| link.near == Near::Remote);
-                let said = now.saturating_sub(age);
+                let until = now + LIFE.saturating_sub(age);
                 if claim.tracker == self.me {
                     // From an earlier life with a better clock, or an echo.
                     self.sequence = self.sequence.max(claim.sequence);
@@ -171,7 +180,7 @@ impl Elector {
                     let claim = Claim { score: claim.score.min(Score::MAX), ..claim };
                     let abroad = abroad || far;
                     let view =
-                        View { claim, said, abroad, parent: Some(from), asked: 0, own: None };
+                        View { claim, until, abroad, parent: Some(from), asked: 0, own: None };
                     self.weigh(from, view, now);
                 }
             }
@@ -188,7 +197,7 @@ impl Elector {
     pub fn tick(&mut self, now: Time) {
         self.keep_office(now);
         if let Some(view) = self.view.as_mut().filter(|view| view.own.is_none()) {
-            let silent = now.saturating_sub(view.said);
+            let silent = view.age(now);
             if silent >= LIFE {
                 self.lose(now);
             } else if (view.asked == 0 && silent >= SILENT)
@@ -287,7 +296,8 @@ impl Elector {
         }
         self.sequence = sequence;
         let own = Some((now, now + SETTLE));
-        self.view = Some(View { claim, said: now, abroad: false, parent: None, asked: 0, own });
+        self.view =
+            Some(View { claim, until: now + LIFE, abroad: false, parent: None, asked: 0, own });
         self.links.values_mut().for_each(|link| link.push = true);
         self.pass_on(Some(Near::Lan), now);
         self.leaves = Some(now + boundary(claim.score));
@@ -300,7 +310,7 @@ impl Elector {
         self.sequence += 1;
         view.claim.sequence = self.sequence;
         view.claim.settled = now.saturating_sub(since) >= SETTLE;
-        view.said = now;
+        view.until = now + LIFE;
         // After a long sleep there is one beat, not one for each that was missed.
         let after = next + BEAT;
         view.own = Some((since, if after > now { after } else { now + BEAT }));
@@ -324,7 +334,7 @@ impl Elector {
     /// Sends the claim to one neighbour, unless it has it.
     fn pass_on_to(&mut self, to: PeerId, now: Time) {
         let Some(view) = &self.view else { return };
-        let (claim, age, abroad) = (view.claim, now.saturating_sub(view.said), view.abroad);
+        let (claim, age, abroad) = (view.claim, view.age(now), view.abroad);
         let Some(link) = self.links.get_mut(&to) else { return };
         if link.has != Some(claim.beat()) && age < LIFE {
             link.has = Some(claim.beat());
