@@ -299,6 +299,25 @@ fn a_liar_that_is_found_out_is_done_without() {
     }
 }
 
+/// Who was cut off may have been taken for a liar: it is not left out for ever.
+#[test]
+fn a_tracker_that_was_not_believed_is_in_time() {
+    let mut world = World::new(20, 3);
+    let wronged = 7;
+    let best = peersync::swarm::elect::Score::told(u16::MAX);
+    world.nodes[wronged].elector.set_score(best);
+    world.nodes[wronged].score = u16::MAX;
+    world.run_until_agreed(S * 8);
+    world.distrust_by_all(wronged);
+    world.run_for(S * 6);
+    let others = |world: &World| -> BTreeSet<_> {
+        (0..20).filter(|n| *n != wronged).map(|n| world.tracker(n)).collect()
+    };
+    assert!(!others(&world).contains(&Some(wronged)));
+    world.run_for(peersync::swarm::elect::DISTRUST);
+    assert_eq!(others(&world), BTreeSet::from([Some(wronged)]));
+}
+
 fn caught(what: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(what)).expect_err("a checker should have objected");
     panic.downcast_ref::<String>().cloned().unwrap_or_default()

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{
-    Action, BEAT, Beat, Claim, JOIN, LEAVE_MAX, LEAVE_MIN, LIFE, LINKS_MAX, Message, Near,
-    RETIRED_MAX, SETTLE, STAND_MAX, Score, Time,
+    Action, BEAT, Beat, Claim, DISTRUST, JOIN, LEAVE_MAX, LEAVE_MIN, LIFE, LINKS_MAX, Message,
+    Near, RETIRED_MAX, SETTLE, STAND_MAX, Score, Time,
 };
 use crate::types::PeerId;
 
@@ -29,7 +29,8 @@ pub struct Elector {
     view: Option<View>,
     /// Beats up to these are not taken again: their trackers were given up.
     retired: VecDeque<Beat>,
-    distrusted: VecDeque<PeerId>,
+    /// Whose claims are not believed, and until when.
+    distrusted: VecDeque<(PeerId, Time)>,
     /// When this node stands, unless it hears of a greater claim before.
     stands: Option<Time>,
     /// When a new claim may leave the LAN.
@@ -151,16 +152,23 @@ impl Elector {
     }
 
     /// A tracker answers nonsense or not at all: this node does without it. Its
-    /// claims are neither believed nor passed on, until 64 others were found worse.
+    /// claims are neither believed nor passed on for [`DISTRUST`], or until 64 others
+    /// were found worse. Not for ever: an honest one names nodes that can't be reached
+    /// for as long as the network is cut.
     pub fn distrust(&mut self, tracker: PeerId, now: Time) {
-        if tracker == self.me || self.distrusted.contains(&tracker) {
+        if tracker == self.me || self.is_distrusted(&tracker, now) {
             return;
         }
-        remember(&mut self.distrusted, tracker);
+        self.distrusted.retain(|(_, until)| *until > now);
+        remember(&mut self.distrusted, (tracker, now + DISTRUST));
         if self.view.as_ref().is_some_and(|view| view.claim.tracker == tracker) {
             self.lose(now);
         }
         self.show();
+    }
+
+    fn is_distrusted(&self, tracker: &PeerId, now: Time) -> bool {
+        self.distrusted.iter().any(|(peer, until)| peer == tracker && *until > now)
     }
 
     /// A neighbour said something. Who is not linked is not heard.
@@ -176,7 +184,7 @@ impl Elector {
                 if claim.tracker == self.me {
                     // From an earlier life with a better clock, or an echo.
                     self.sequence = self.sequence.max(claim.sequence);
-                } else if age < LIFE && !self.distrusted.contains(&claim.tracker) {
+                } else if age < LIFE && !self.is_distrusted(&claim.tracker, now) {
                     let claim = Claim { score: claim.score.min(Score::MAX), ..claim };
                     let abroad = abroad || far;
                     let view =

@@ -56,6 +56,9 @@ pub const LINKS_MAX: usize = 64;
 /// Most trackers that are remembered as gone, or as not to be trusted.
 pub const RETIRED_MAX: usize = 64;
 
+/// How long a tracker whose answers were of no use is not believed.
+pub const DISTRUST: Duration = Duration::from_secs(300);
+
 /// A node's claim to be the tracker; signed by it on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
