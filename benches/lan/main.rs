@@ -73,12 +73,8 @@ fn main() {
                 took.time.as_secs_f64() / best.as_secs_f64(),
                 plain.time.as_secs_f64() / took.time.as_secs_f64(),
             );
-            if indexed {
-                check("time over size/rate", over, TIME, true);
-                check("plain pulls take times as long", times, FASTER, false);
-            } else {
-                println!("  {over:.3} times size/rate, plain pulls take {times:.3} times as long");
-            }
+            check(&format!("{what}, time over size/rate"), over, TIME, true);
+            check(&format!("{what}, plain pulls take times as long"), times, FASTER, false);
         }
         for (node, took) in one_by_one(&layout, tag) {
             let lines: Vec<String> =

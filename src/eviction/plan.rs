@@ -171,8 +171,9 @@ pub struct EvictionPlan {
 /// What could go with a promise that is not there yet counts as gone for the
 /// classes behind it: rather than drop a last copy, the node asks and waits, and
 /// reads go on meanwhile. Holders that refused or did not answer are asked again for
-/// [`PATIENCE`], then they count as none. An object of which only a part is here never counts as a copy, and goes
-/// as if it were the only one unless a holder of all of it promises to stay.
+/// [`PATIENCE`], then they count as none. An object of which only a part is here never
+/// counts as a copy, and goes as if it were the only one unless a holder of all of it
+/// promises to stay.
 ///
 /// Linear in the items, with a sort of those that may go.
 pub fn plan(

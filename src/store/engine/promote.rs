@@ -80,6 +80,11 @@ impl Inner {
     pub(super) fn promote(&self, planned: &[Promotion]) -> Result<Vec<Arc<Entry>>, StageError> {
         // No batch may write a bitmap for what is being replaced.
         let _one = self.dirty.flushing();
+        // What is renamed is nowhere if its new directory is not there after a crash.
+        for promotion in planned {
+            self.device.mkdir(&object_dir(&promotion.object))?;
+        }
+        self.device.sync_dir(OBJECTS_DIR)?;
         let mut dirs = BTreeSet::new();
         let mut moved = Vec::new();
         for promotion in planned {
@@ -88,9 +93,6 @@ impl Inner {
                 dirs.insert(staging_dir(&promotion.blob));
                 moved.push(entry);
             }
-        }
-        if !moved.is_empty() {
-            dirs.insert(OBJECTS_DIR.to_owned());
         }
         let wanted: Vec<_> = dirs.iter().map(|dir| Syncing::Dir(dir)).collect();
         for outcome in self.device.sync_all(&wanted) {
@@ -149,8 +151,6 @@ impl Inner {
         let right = |stat: &Stat| stat.kind == Kind::File && stat.size == length;
         match self.device.stat(&from)? {
             Some(stat) if right(&stat) => {
-                // Its name is synced with the file's, by the caller.
-                self.device.mkdir(&object_dir(id))?;
                 self.device.rename(&from, &data_path(id))?;
             }
             Some(_) => return Ok(None),
