@@ -7,7 +7,7 @@ const ARENAS: nix::libc::c_int = 4;
 /// From so many bytes on, an allocation is a mapping of its own: pages that nobody
 /// touches take no memory, and all go back when it is freed. Left to itself glibc
 /// raises this to the largest mapping ever freed, and then clears each of the
-/// 16 MiB buffers that FUSE reads requests into, of which 128 KiB are ever used.
+/// 16 MiB buffers that FUSE reads requests into, of which those use little.
 #[cfg(target_env = "gnu")]
 const MAPPED_FROM: nix::libc::c_int = 4 << 20;
 /// Free memory at the end of an arena that stays: some buffers of blocks, or every

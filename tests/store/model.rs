@@ -223,6 +223,12 @@ struct World {
 }
 
 impl World {
+    fn new() -> Self {
+        let device = FaultyDevice::new();
+        let store = open_faulty(&device).unwrap();
+        Self { device, store: Some(store), model: Model::new() }
+    }
+
     fn fault_free(&self) {
         self.device.plan(None);
         self.device.heal();
@@ -342,9 +348,7 @@ proptest! {
 
     #[test]
     fn the_store_does_what_the_model_does(ops in prop::collection::vec(op(), 1..60)) {
-        let device = FaultyDevice::new();
-        let store = open_faulty(&device).unwrap();
-        let mut world = World { device, store: Some(store), model: Model::new() };
+        let mut world = World::new();
         for op in &ops {
             world.step(op)?;
         }
@@ -358,9 +362,7 @@ proptest! {
 #[test]
 fn a_batch_after_a_removal_that_failed_claims_nothing_in_the_end() {
     for fails in 0..40 {
-        let device = FaultyDevice::new();
-        let store = open_faulty(&device).unwrap();
-        let mut world = World { device, store: Some(store), model: Model::new() };
+        let mut world = World::new();
         let ops = [Op::PutAll(2), Op::FailSoon(fails), Op::Remove(2, false)];
         let rest = [Op::Sync, Op::Close, Op::PutAll(0), Op::Crash(0)];
         for op in ops.iter().chain(&rest) {
@@ -374,9 +376,7 @@ fn a_batch_after_a_removal_that_failed_claims_nothing_in_the_end() {
 #[test]
 fn what_is_put_after_a_removal_that_failed_is_not_taken_away_by_the_next() {
     for full in 0..40 {
-        let device = FaultyDevice::new();
-        let store = open_faulty(&device).unwrap();
-        let mut world = World { device, store: Some(store), model: Model::new() };
+        let mut world = World::new();
         let ops = [Op::Put(2, 1), Op::FailSoon(0), Op::Remove(2, false)];
         for op in ops.iter().chain(&[Op::FullSoon(full), Op::PutAll(2)]) {
             world.step(op).unwrap_or_else(|why| panic!("full after {full}: {op:?}: {why}"));
@@ -389,9 +389,7 @@ fn what_is_put_after_a_removal_that_failed_is_not_taken_away_by_the_next() {
 #[test]
 fn what_is_stored_after_a_put_that_failed_outlives_a_loss_of_power() {
     for fails in 0..60 {
-        let device = FaultyDevice::new();
-        let store = open_faulty(&device).unwrap();
-        let mut world = World { device, store: Some(store), model: Model::new() };
+        let mut world = World::new();
         let before = [Op::PutAll(0), Op::Close, Op::Put(1, 0), Op::Remove(0, true)];
         for op in before.iter().chain(&[Op::FailSoon(fails), Op::PutAll(2), Op::Sync]) {
             world.step(op).unwrap_or_else(|why| panic!("operation {fails} failed: {op:?}: {why}"));
