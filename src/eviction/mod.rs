@@ -7,6 +7,7 @@
 
 mod budget;
 mod keeper;
+mod pace;
 mod plan;
 pub mod promise;
 mod proof;
@@ -14,6 +15,7 @@ mod value;
 
 pub use budget::{Budget, Disk, Pressure};
 pub use keeper::{LAN_MAX, Member, PeerSet, keeper, outranks, score};
+pub use pace::Pace;
 pub use plan::{ASKS_MAX, Ask, Class, Drop, EvictionPlan, Item, Verdict, View, plan};
 pub use promise::Ledger;
 pub use proof::Parties;

@@ -6,6 +6,7 @@
 //!
 //! - `items`: what there is, and who needs it;
 //! - `neighbours`: who is near and what they have (pure);
+//! - `removal`: what goes, and how fast;
 //! - `talk`: what neighbours ask and answer, on a thread of its own;
 //! - `thread`: when things happen;
 //! - `report`: `peersync gc`.
@@ -15,6 +16,7 @@
 
 mod items;
 mod neighbours;
+mod removal;
 mod report;
 mod talk;
 mod thread;
@@ -26,11 +28,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
 use nix::time::{ClockId, clock_gettime};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::neighbours::Neighbours;
 use self::talk::Said;
@@ -39,22 +41,20 @@ use super::Node;
 use crate::config::{ByteSize, StoreConfig};
 use crate::eviction::promise::PROMISE;
 use crate::eviction::{
-    Budget, Class, Disk, EvictionPlan, Item, Ledger, Member, Pressure, View, Weights, plan,
+    Budget, Class, Disk, EvictionPlan, Item, Ledger, Member, Pace, Pressure, View, Weights, plan,
 };
 use crate::fetch::tunnel::Near;
-use crate::store::{MetaError, Removal, Store};
+use crate::store::{MetaError, Store};
 use crate::telemetry::Counters;
 use crate::types::{ObjectId, PeerId};
 use crate::wire::{HELD_MAX, Keep, Message};
 
-/// Objects that are removed at a time, so that nothing is locked for long.
-const BATCH: usize = 64;
-/// Objects that were evicted last, of which it is noted when they come back.
-const REMEMBERED: usize = 4096;
 /// How often copies are looked for that the LAN has elsewhere and nobody uses.
 const SWEEP: Duration = Duration::from_secs(300);
 /// Where nothing was to be had above the soft mark, it is looked again after this.
 const FRUITLESS: Duration = Duration::from_secs(20);
+/// A disk with less free space is full, whatever has to stay free.
+const FULL: u64 = 256 << 20;
 /// What neighbours say waits to be heard; more is not, and they ask again.
 const HEARD_MAX: usize = 256;
 
@@ -105,6 +105,17 @@ struct State {
     evicted: VecDeque<ObjectId>,
     /// The budget could not be met; it is said once.
     short: bool,
+    /// How fast objects go.
+    pace: Pace,
+}
+
+/// What came of a round.
+#[derive(Debug, Default)]
+struct Looked {
+    /// It is to be looked again soon.
+    again: bool,
+    /// How long it took to look and to decide.
+    took: Duration,
 }
 
 /// An object that no layer needs.
@@ -171,6 +182,7 @@ impl Evictor {
             orphans: HashMap::new(),
             evicted: VecDeque::new(),
             short: false,
+            pace: Pace::default(),
         };
         let evictor = Self {
             store,
@@ -237,9 +249,9 @@ impl Evictor {
         self.state().neighbours.meet(&near);
     }
 
-    /// Evicts what has to go, if anything has; `true` if it is to be looked again
-    /// soon.
-    fn round(&self, node: &Node) -> Result<bool, EvictError> {
+    /// Evicts what has to go, if anything has.
+    fn round(&self, node: &Node) -> Result<Looked, EvictError> {
+        let began = Instant::now();
         let _one = self.one_round();
         self.meet(node);
         self.forget_expired()?;
@@ -259,23 +271,30 @@ impl Evictor {
                 Pressure::None => now >= state.next_sweep,
             };
             if !due {
-                return Ok(false);
+                return Ok(Looked::default());
             }
+            state.pace.looked(disk.occupied.saturating_sub(budget.low), self.is_full(&disk));
         }
         let round = self.look(node, disk, budget)?;
         let asked = self.survey(node, &round, pressure != Pressure::None);
-        let done = self.act(node, &round);
         self.ask(node, &round);
-        let plan = &round.plan;
-        let more = asked || !done.is_empty() || plan.waits_for > 0;
-        if !more {
+        let took = began.elapsed();
+        let pace = self.state().pace.clone();
+        let done = self.act(node, &round, Some(&pace));
+        let again = asked || !done.is_empty() || round.plan.waits_for > 0;
+        if !again {
             let mut state = self.state();
             state.fruitless_until = now + FRUITLESS;
             if pressure == Pressure::None {
                 state.next_sweep = now + SWEEP;
             }
         }
-        Ok(more)
+        Ok(Looked { again, took })
+    }
+
+    /// Other programs are about to find no space.
+    fn is_full(&self, disk: &Disk) -> bool {
+        disk.free < (self.limits.min_free.of(disk.size) / 2).max(FULL)
     }
 
     /// Decides, and changes nothing.
@@ -311,27 +330,6 @@ impl Evictor {
         }
     }
 
-    /// Does what was decided.
-    fn act(&self, node: &Node, round: &Round) -> Done {
-        let mut done = Done::new();
-        if round.budget.pressure(round.disk.occupied) != Pressure::None {
-            let orphans = round.inventory.orphans.iter().map(|orphan| {
-                let Orphan { id, bytes, whole } = *orphan;
-                Goes { id, bytes, whole, class: None }
-            });
-            self.remove(node, &orphans.collect::<Vec<_>>(), Removal::Everything, &mut done);
-        }
-        let items = &round.inventory.items;
-        let goes = round.plan.drop.iter().map(|drop| {
-            let Item { id, bytes, whole, .. } = items[drop.item];
-            Goes { id, bytes, whole, class: Some(drop.class) }
-        });
-        // Block lists stay, so that content comes back lazily.
-        self.remove(node, &goes.collect::<Vec<_>>(), Removal::Data, &mut done);
-        self.say_what_went(round, &done);
-        done
-    }
-
     fn say_what_went(&self, round: &Round, done: &Done) {
         let (objects, bytes) = sum(done);
         if objects > 0 {
@@ -354,67 +352,6 @@ impl Evictor {
                  --dry-run` says why; reads go on",
                 ByteSize(round.plan.short)
             );
-        }
-    }
-
-    /// Removes what may go still, a few at a time.
-    fn remove(&self, node: &Node, objects: &[Goes], how: Removal, done: &mut Done) {
-        for batch in objects.chunks(BATCH) {
-            let going = self.begin_removal(batch);
-            if going.is_empty() {
-                continue;
-            }
-            let ids: Vec<ObjectId> = going.iter().map(|goes| goes.id).collect();
-            let removed = self.store.remove_objects(&ids, how);
-            let mut state = self.state();
-            ids.iter().for_each(|id| {
-                state.going.remove(id);
-            });
-            if let Err(error) = removed {
-                warn!("eviction: {error}");
-                return;
-            }
-            for goes in &going {
-                let why = goes.class.map_or(ORPHAN, goes_as);
-                self.counter(goes.class).add(goes.bytes);
-                let sum = done.entry(why).or_default();
-                *sum = (sum.0 + 1, sum.1 + goes.bytes);
-                debug!(object = %goes.id, bytes = goes.bytes, "evicted: {why}");
-                state.ledger.dropped(&goes.id);
-                state.leaving.remove(&goes.id);
-                if state.evicted.len() >= REMEMBERED {
-                    state.evicted.pop_front();
-                }
-                state.evicted.push_back(goes.id);
-            }
-            drop(state);
-            // So that nobody counts on them.
-            node.engine.gone(&ids);
-            self.tell_all(node, &Keep::Gone { objects: ids });
-        }
-    }
-
-    /// Those that may go still, however old the plan is; they are not promised from
-    /// now on.
-    fn begin_removal(&self, batch: &[Goes]) -> Vec<Goes> {
-        let mut state = self.state();
-        let now = self.now();
-        let may = |goes: &&Goes| match goes.class {
-            Some(Class::Spare | Class::Handed | Class::Refused) => {
-                state.ledger.may_drop(&goes.id, goes.whole, now)
-            }
-            _ => !state.ledger.binds(&goes.id, goes.whole, now),
-        };
-        let going: Vec<Goes> = batch.iter().filter(may).copied().collect();
-        state.going.extend(going.iter().map(|goes| goes.id));
-        going
-    }
-
-    fn counter(&self, class: Option<Class>) -> &crate::telemetry::Counter {
-        match class {
-            None => &self.counters.evicted_orphan,
-            Some(Class::Spare | Class::Handed | Class::Refused) => &self.counters.evicted_spare,
-            Some(_) => &self.counters.evicted_pressure,
         }
     }
 

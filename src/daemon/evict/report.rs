@@ -61,6 +61,8 @@ impl Evictor {
         dry_run: bool,
         done: &mut Done,
     ) -> Result<(Round, bool), EvictError> {
+        // Somebody waits for this, and no longer than for what is at hand.
+        self.bell.interrupt();
         let _one = self.one_round();
         let (disk, budget) = self.disk()?;
         self.meet(node);
@@ -72,7 +74,7 @@ impl Evictor {
         if dry_run {
             return Ok((round, asked));
         }
-        for (why, (objects, bytes)) in self.act(node, &round) {
+        for (why, (objects, bytes)) in self.act(node, &round, None) {
             let sum = done.entry(why).or_default();
             *sum = (sum.0 + objects, sum.1 + bytes);
         }

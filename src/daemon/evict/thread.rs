@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::Node;
+use super::{Looked, Node};
 use crate::daemon::caretaker::step_back;
 
 /// How often it looks,
@@ -33,6 +33,7 @@ pub(super) struct Bell {
 struct Rung {
     rung: bool,
     stopped: bool,
+    interrupted: bool,
 }
 
 impl Bell {
@@ -40,6 +41,21 @@ impl Bell {
     pub(super) fn ring(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).rung = true;
         self.changed.notify_all();
+    }
+
+    /// Whoever rests is to come to an end, now or when it next would rest.
+    pub(super) fn interrupt(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).interrupted = true;
+        self.changed.notify_all();
+    }
+
+    /// Rests; `false` when it was interrupted or stopped.
+    pub(super) fn rest(&self, time: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let on = |state: &mut Rung| !state.stopped && !state.interrupted;
+        let waited = self.changed.wait_timeout_while(state, time, on);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        !std::mem::take(&mut state.interrupted) && !state.stopped
     }
 
     fn stop(&self) {
@@ -115,11 +131,13 @@ fn look(node: &Weak<Node>, bell: &Bell) {
     let (mut most, mut deaf) = (LOOK, Duration::ZERO);
     while bell.wait(most, deaf) {
         let Some(node) = node.upgrade() else { return };
-        let began = Instant::now();
         let done = node.evictor.round(&node);
-        deaf = began.elapsed() * REST;
-        most = if matches!(done, Ok(true)) { SOON } else { LOOK };
-        let mut done = done.map(drop);
+        let (looked, mut done) = match done {
+            Ok(looked) => (looked, Ok(())),
+            Err(error) => (Looked::default(), Err(error)),
+        };
+        deaf = looked.took * REST;
+        most = if looked.again { SOON } else { LOOK };
         if recorded.elapsed() >= RECORD {
             recorded = Instant::now();
             done = done.and(node.evictor.record(&node));
@@ -148,5 +166,18 @@ mod tests {
         });
         bell.stop();
         assert!(!bell.wait(LONG, LONG));
+        assert!(!bell.rest(LONG));
+    }
+
+    #[test]
+    fn a_rest_that_is_interrupted_ends_and_the_next_one_does_not() {
+        let bell = Bell::default();
+        bell.interrupt();
+        assert!(!bell.rest(LONG));
+        assert!(bell.rest(Duration::from_millis(1)));
+        thread::scope(|scope| {
+            scope.spawn(|| bell.interrupt());
+            assert!(!bell.rest(LONG));
+        });
     }
 }
