@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -230,6 +231,22 @@ fn with_everything_blocked_the_registry_serves() {
     }
 }
 
+/// Tells every node the others' hardware addresses. The kernel finds out at most 1024 by
+/// itself, for all namespaces of the machine together (`gc_thresh3` of arp(7)): enough for
+/// 32 nodes.
+fn know_hardware(nodes: &[Node]) {
+    let all: Vec<(Ipv4Addr, String)> = (nodes.iter().enumerate())
+        .map(|(n, node)| (node.address(), format!("02:00:00:00:{:02x}:{:02x}", n >> 8, n & 0xff)))
+        .collect();
+    for (node, (own, hardware)) in nodes.iter().zip(&all) {
+        let mut batch = format!("link set eth0 address {hardware}\n");
+        for (address, hardware) in all.iter().filter(|(address, _)| address != own) {
+            batch += &format!("neigh replace {address} lladdr {hardware} dev eth0 nud permanent\n");
+        }
+        node.space.ip(batch.trim_end());
+    }
+}
+
 /// What a node with many idle peers costs: `cargo test --release --test lab
 /// what_an_idle_node_costs -- --ignored --nocapture`, with NODES for another number.
 #[test]
@@ -239,6 +256,7 @@ fn what_an_idle_node_costs() {
     const WATCHED: Duration = Duration::from_secs(30);
     let nodes = std::env::var("NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(51);
     let mut lab = Lab::build(&Plan::of(1, nodes));
+    know_hardware(lab.nodes());
     let key = swarm_key(&lab, "key");
     let config = format!("[swarm]\nkey_file = {key:?}\n");
     for few in lab.nodes_mut().chunks_mut(8) {
