@@ -268,8 +268,11 @@ fn what_an_idle_node_costs() {
     });
     wait_until("a tracker", LONG, || tracker(lab.node(1, 1)).is_some());
     thread::sleep(WATCHED);
-    let node = lab.node(1, 1);
-    let cost = || {
+    let tracker = one_tracker(&lab.nodes().iter().collect::<Vec<_>>()).expect("one tracker");
+    let others = (0..lab.nodes().len()).filter(|n| *n != tracker);
+    let watched = [("the tracker", tracker), ("another", others.last().expect("some"))];
+    let cost = |n: usize| {
+        let node = &lab.nodes()[n];
         let proc = PathBuf::from(format!("/proc/{}", node.process().id()));
         let stat = fs::read_to_string(proc.join("stat")).expect("stat");
         let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split(' ').collect();
@@ -278,15 +281,17 @@ fn what_an_idle_node_costs() {
         let rss = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
         (ticks, node.space.carried("eth0"), rss.trim_start_matches("VmRSS:").trim().to_owned())
     };
-    let (ticks, carried, _) = cost();
+    let before = watched.map(|(_, n)| cost(n));
     thread::sleep(WATCHED);
-    let (after, now, rss) = cost();
     let seconds = WATCHED.as_secs_f64();
-    let moved = now.since(carried);
-    eprintln!(
-        "with {all} peers: {:.2} % of a core, {:.2} kB/s in, {:.2} kB/s out, {rss} resident",
-        (after - ticks) as f64 / seconds,
-        moved.received as f64 / seconds / 1e3,
-        moved.sent as f64 / seconds / 1e3,
-    );
+    for ((name, n), (ticks, carried, _)) in watched.iter().zip(before) {
+        let (after, now, rss) = cost(*n);
+        let moved = now.since(carried);
+        eprintln!(
+            "with {all} peers, {name}: {:.2} % of a core, {:.2} kB/s in, {:.2} kB/s out, {rss}",
+            (after - ticks) as f64 / seconds,
+            moved.received as f64 / seconds / 1e3,
+            moved.sent as f64 / seconds / 1e3,
+        );
+    }
 }

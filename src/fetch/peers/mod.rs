@@ -50,13 +50,14 @@ use super::driver::State;
 use super::engine::{Engine, Inner};
 use super::relay::Party;
 use super::schedule;
-use super::tunnel::{Endpoint, Events, Near, Target, Transport, Tunnel, TunnelId};
+use super::tunnel::{Endpoint, Events, Near, Target, Traffic, Transport, Tunnel, TunnelId};
 use crate::types::{Digest, PeerId};
 use crate::wire::{Home, Journal, Ledger, Zone};
 
 pub use relay::{Relay, Way};
 
-/// Tunnels are pinged this often, so that their round trips are known.
+/// Tunnels that carry content are pinged this often, so that their round trips are known.
+/// Silent ones see to it themselves that they are still there.
 const PING: Duration = Duration::from_secs(5);
 
 /// The swarm, as one node sees it.
@@ -268,6 +269,7 @@ impl State {
 
 /// Measures round trips, as long as there is an engine.
 async fn ping(inner: std::sync::Weak<Inner>) {
+    let mut carried: HashMap<TunnelId, Traffic> = HashMap::new();
     loop {
         tokio::time::sleep(PING).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -275,11 +277,15 @@ async fn ping(inner: std::sync::Weak<Inner>) {
         if state.closed {
             return;
         }
-        let tunnels = state.net.iter().flat_map(|net| net.tunnels.values());
-        for tunnel in tunnels {
-            // One that can't take it is busy, or gone and about to say so.
-            let _ = tunnel.ping();
+        let tunnels = || state.net.iter().flat_map(|net| &net.tunnels);
+        let now: HashMap<_, _> = tunnels().map(|(id, tunnel)| (*id, tunnel.traffic())).collect();
+        for (id, tunnel) in tunnels() {
+            if carried.get(id) != now.get(id) {
+                // One that can't take it is busy, or gone and about to say so.
+                let _ = tunnel.ping();
+            }
         }
+        carried = now;
     }
 }
 
