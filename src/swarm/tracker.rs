@@ -175,6 +175,11 @@ impl Tracker {
         found
     }
 
+    /// Nodes that are connected and say what they hold.
+    pub fn connected(&self) -> impl Iterator<Item = &PeerId> {
+        self.nodes.iter().filter(|(_, node)| node.lost.is_none()).map(|(peer, _)| peer)
+    }
+
     /// Nodes that are known.
     pub fn nodes(&self) -> usize {
         self.nodes.len()

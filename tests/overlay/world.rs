@@ -206,7 +206,15 @@ impl World {
     fn link(&mut self, n: u32, other: u32) {
         let Some(member) = self.members.get_mut(&n) else { return };
         member.links.insert(other);
-        self.apply(n, Input::Up { peer: name(other), address: Some(address(other)), near: false });
+        self.apply(
+            n,
+            Input::Up {
+                peer: name(other),
+                address: Some(address(other)),
+                near: false,
+                kept: false,
+            },
+        );
     }
 
     fn on_ask(&mut self, n: u32, other: u32) {
@@ -283,6 +291,7 @@ impl World {
                 }
                 let slow = self.members.get(&other).is_none_or(|member| member.slow);
                 let speed = if slow { 1e6 } else { 1e7 };
+                self.apply(n, Input::Carried(name(other)));
                 self.apply(n, Input::Measured(name(other), speed));
             }
         }

@@ -2,7 +2,7 @@
 //! the tracker what this node holds, answers as one, asks one, and tells peers what
 //! the images here are made of.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -438,6 +438,10 @@ impl Part {
         self.look_at_links(engine);
         self.reckon_stability();
         self.table.tick(now);
+        *self.view.tied() = match self.elector.tracker() {
+            Some(tracker) if tracker != self.me => HashSet::from([tracker]),
+            _ => self.table.connected().copied().collect(),
+        };
         let links = &self.links;
         for blob in self.lookups.tick(now, |peer| links.contains_key(peer)) {
             engine.named(blob, &[]);

@@ -128,7 +128,8 @@ impl Swarm {
         }
         joined.table = Table::join(swarm, role, &trusted, &joined.endpoint, engine).await?;
         joined.neighbourhood = joined.table.as_ref().map(|table| {
-            Neighbourhood::start(&joined.endpoint, engine, table.dht().clone(), memory)
+            let view = &joined.view;
+            Neighbourhood::start(&joined.endpoint, engine, table.dht().clone(), memory, view)
         });
         Ok(Some(joined))
     }

@@ -13,6 +13,7 @@ use tracing::{debug, info};
 
 use super::memory::Memory;
 use super::place;
+use super::view::View;
 use crate::fetch::tunnel::{Endpoint, Near, Target};
 use crate::fetch::{Engine, PeerStatus};
 use crate::swarm::address::is_believable;
@@ -65,6 +66,7 @@ impl Neighbourhood {
         engine: &Arc<Engine>,
         dht: Dht,
         memory: &Arc<Memory>,
+        view: &Arc<View>,
     ) -> Self {
         let me = endpoint.me();
         let mut seed = [0; 8];
@@ -78,6 +80,7 @@ impl Neighbourhood {
             endpoint: Arc::downgrade(endpoint),
             dht,
             memory: Arc::clone(memory),
+            view: Arc::clone(view),
             network: String::new(),
             there: HashMap::new(),
             failed,
@@ -106,10 +109,12 @@ struct Driver {
     endpoint: Weak<Endpoint>,
     dht: Dht,
     memory: Arc<Memory>,
+    view: Arc<View>,
     /// Where this node is.
     network: String,
-    /// Who had a tunnel when it was looked last, and bytes that had come from it.
-    there: HashMap<PeerId, u64>,
+    /// Who had a tunnel when it was looked last, and bytes that had come from it and
+    /// gone to it.
+    there: HashMap<PeerId, [u64; 2]>,
     failed: mpsc::Sender<PeerId>,
     started: Instant,
     looked: Option<Instant>,
@@ -152,16 +157,21 @@ impl Driver {
             self.there.remove(&peer);
         }
         let peers = engine.peers();
-        let there: HashMap<PeerId, u64> =
-            peers.iter().map(|peer| (peer.id, peer.received)).collect();
+        let there: HashMap<PeerId, [u64; 2]> =
+            peers.iter().map(|peer| (peer.id, [peer.received, peer.sent])).collect();
+        let tied = self.view.tied().clone();
         let gone = self.there.keys().filter(|peer| !there.contains_key(peer));
         let gone: Vec<PeerId> = gone.copied().collect();
         gone.into_iter().for_each(|peer| self.tell(Input::Down(peer)));
         for peer in &peers {
             let near = peer.near == Near::Lan;
-            self.tell(Input::Up { peer: peer.id, address: peer.address, near });
-            let before = self.there.get(&peer.id).copied().unwrap_or(0);
-            if let Some(speed) = measured(peer).filter(|_| peer.received > before) {
+            let kept = tied.contains(&peer.id);
+            self.tell(Input::Up { peer: peer.id, address: peer.address, near, kept });
+            let [received, sent] = self.there.get(&peer.id).copied().unwrap_or_default();
+            if peer.received > received || peer.sent > sent {
+                self.tell(Input::Carried(peer.id));
+            }
+            if let Some(speed) = measured(peer).filter(|_| peer.received > received) {
                 self.tell(Input::Measured(peer.id, speed));
             }
         }

@@ -1,5 +1,6 @@
 //! What the node's part in the swarm looks like from outside.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,6 +12,8 @@ use crate::types::{Digest, PeerId};
 pub(in crate::daemon) struct View {
     seen: Mutex<Seen>,
     sets: Mutex<PeerSets>,
+    /// This node's tracker, or the nodes whose tracker it is.
+    tied: Mutex<HashSet<PeerId>>,
 }
 
 /// Who is tracker, and how this node fares with it.
@@ -46,6 +49,11 @@ impl View {
 
     pub(super) fn see(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// This node's tracker, or the nodes whose tracker it is.
+    pub(super) fn tied(&self) -> MutexGuard<'_, HashSet<PeerId>> {
+        self.tied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The layer sets of peers.

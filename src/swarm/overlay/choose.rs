@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{
-    ASK, ASK_FEW, Action, BUSY, DISMISSED, EXPLORE, GRACE, Link, NEIGHBOURS_MAX, NEIGHBOURS_WANTED,
-    Neighbour, Node, Overlay, PROBE, PROBES_MAX, SLOW, Source, State, TELL, TOLD_MAX, VAIN_MAX,
-    next,
+    ASK, ASK_FEW, Action, BUSY, CARRIES, DISMISSED, EXPLORE, GRACE, Link, NEIGHBOURS_MAX,
+    NEIGHBOURS_WANTED, Neighbour, Node, Overlay, PROBE, PROBES_MAX, SLOW, Source, State, TELL,
+    TOLD_MAX, VAIN_MAX, VISIT, VISITORS_MAX, next,
 };
 use crate::types::PeerId;
 
@@ -16,11 +16,14 @@ struct Chosen {
     since: Duration,
     speed: Option<f64>,
     busy: bool,
+    carries: bool,
 }
 
 impl Overlay {
     /// The slowest neighbours make room: one at a time for those that may be
-    /// better, and as many as are too many.
+    /// better, and as many as are too many. Of these, who carries something or has just
+    /// come stays while there is room for visitors: it was found to have what somebody
+    /// wants.
     pub(super) fn drop_slow(&mut self, now: Duration) -> Vec<Action> {
         let mut chosen = self.chosen(now);
         let mut speeds: Vec<f64> = chosen.iter().filter_map(|one| one.speed).collect();
@@ -30,7 +33,11 @@ impl Overlay {
         let rank = |one: &Chosen| one.speed.or(middle.copied()).unwrap_or(0.0);
         chosen.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(b.since.cmp(&a.since)));
         let surplus = chosen.len().saturating_sub(NEIGHBOURS_MAX);
-        let mut gone: Vec<PeerId> = chosen.iter().take(surplus).map(|one| one.peer).collect();
+        let (idle, visiting): (Vec<_>, Vec<_>) =
+            chosen.iter().partition(|one| !one.carries && now >= one.since + VISIT);
+        let mut gone: Vec<PeerId> = idle.iter().take(surplus).map(|one| one.peer).collect();
+        let crowd = surplus.saturating_sub(gone.len()).saturating_sub(VISITORS_MAX);
+        gone.extend(visiting.iter().take(crowd).map(|one| one.peer));
         let waiting = self.nodes.values().any(Node::is_candidate);
         let slow = |one: &&Chosen| {
             let (Some(speed), Some(good)) = (one.speed, good) else { return false };
@@ -46,11 +53,12 @@ impl Overlay {
 
     fn chosen(&self, now: Duration) -> Vec<Chosen> {
         let chosen = self.nodes.iter().filter_map(|(peer, node)| match node.state {
-            State::Neighbour(Link { since, near: false, .. }) => Some(Chosen {
+            State::Neighbour(Link { since, near: false, kept: false, .. }) => Some(Chosen {
                 peer: *peer,
                 since,
                 speed: node.speed,
                 busy: node.busy.is_some_and(|then| now < then + BUSY),
+                carries: node.busy.is_some_and(|then| now < then + CARRIES),
             }),
             _ => None,
         });
@@ -123,8 +131,9 @@ impl Overlay {
         let next = next.filter(|_| !lately);
         let mut asked = Vec::new();
         for (peer, node) in &mut self.nodes {
+            let chosen = node.is_chosen();
             let Some(link) = node.link() else { continue };
-            if next == Some(*peer) || !link.near && due(link) {
+            if next == Some(*peer) || chosen && due(link) {
                 (link.asked, link.owed) = (Some(now), TOLD_MAX);
                 asked.push(*peer);
             }

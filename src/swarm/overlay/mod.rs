@@ -12,7 +12,8 @@
 //! Invariants, which `check` looks at:
 //! - never more than [`NODES_MAX`] nodes, of those [`PER_SOURCE_MAX`] that one
 //!   source alone has named and [`PER_ADDRESS_MAX`] at one IP address that are no
-//!   neighbours, and never more than [`NEIGHBOURS_MAX`] neighbours;
+//!   neighbours, and never more than [`NEIGHBOURS_MAX`] neighbours and [`VISITORS_MAX`]
+//!   that are there for a while;
 //! - what others say of a node decides when it is probed, never how it ranks;
 //! - a node that fails is left alone for a time that doubles, and forgotten at the
 //!   [`FAILURES_MAX`]th failure in a row; one that only a neighbour has named and
@@ -47,6 +48,10 @@ pub const HEARSAY: Duration = Duration::from_secs(10 * 60);
 pub const NEIGHBOURS_WANTED: usize = 16;
 /// and had at most: more come by themselves.
 pub const NEIGHBOURS_MAX: usize = 24;
+/// Tunnels beyond those that are there for a while, to fetch or to give something.
+pub const VISITORS_MAX: usize = 40;
+/// Whoever has just come is let be for so long.
+pub const VISIT: Duration = Duration::from_secs(10);
 /// Probes at a time.
 pub const PROBES_MAX: usize = 2;
 /// A probe that has no answer after this long has failed.
@@ -67,8 +72,10 @@ pub const ASK_FEW: Duration = Duration::from_secs(40);
 pub const TELL: Duration = Duration::from_secs(30);
 /// Whom a node does not want, or who does not want it, is left alone this long.
 pub const DISMISSED: Duration = Duration::from_secs(10 * 60);
-/// A neighbour that brought something lately is not dropped.
+/// A neighbour that brought or took something lately is not dropped.
 const BUSY: Duration = Duration::from_secs(10);
+/// One beyond those that are wanted is not dropped while it brings or takes something.
+const CARRIES: Duration = Duration::from_secs(3);
 /// The slowest makes room once it is this much slower than the better quarter.
 const SLOW: f64 = 0.5;
 /// Weight of a new measurement of speed.
@@ -108,7 +115,11 @@ pub enum Input {
         address: Option<SocketAddr>,
         /// Whether it is in this node's LAN: such nodes are nobody's to choose.
         near: bool,
+        /// Whether it is this node's tracker or this node is its: so are they.
+        kept: bool,
     },
+    /// Content has come from a neighbour or gone to it.
+    Carried(PeerId),
     /// A probe had no answer, or not the right node's.
     Failed(PeerId),
     /// The last tunnel to a node has gone.
@@ -145,6 +156,7 @@ enum State {
 struct Link {
     since: Duration,
     near: bool,
+    kept: bool,
     /// When it was asked for others last,
     asked: Option<Duration>,
     /// and how many it may still name.
@@ -163,9 +175,9 @@ struct Node {
     failures: u32,
     /// It has been a neighbour.
     proved: bool,
-    /// Bytes per second, once measured,
+    /// Bytes per second, once measured.
     speed: Option<f64>,
-    /// and when that was last.
+    /// When it last carried something.
     busy: Option<Duration>,
 }
 
@@ -220,13 +232,20 @@ impl Overlay {
                 self.on_named(now, source, peer, address);
                 return Vec::new();
             }
-            Input::Up { peer, address, near } => {
-                let there = self.nodes.get(&peer).is_some_and(Node::is_neighbour);
-                self.on_up(now, peer, address, near);
+            Input::Up { peer, address, near, kept } => {
+                let same = |link: &mut Link| (link.near, link.kept) == (near, kept);
+                let there = self.nodes.get_mut(&peer).and_then(Node::link).is_some_and(same);
+                self.on_up(now, peer, address, Link::new(now, near, kept));
                 if there {
                     return Vec::new();
                 }
             }
+            Input::Carried(peer) => {
+                self.nodes.get_mut(&peer).into_iter().for_each(|node| node.busy = Some(now));
+                return Vec::new();
+            }
+            // It may have called meanwhile.
+            Input::Failed(peer) if self.nodes.get(&peer).is_some_and(Node::is_neighbour) => {}
             Input::Failed(peer) | Input::Down(peer) => self.on_failed(now, &peer),
             Input::Dismissed(peer) => {
                 if self.nodes.get(&peer).is_some_and(Node::is_neighbour) {
@@ -237,7 +256,6 @@ impl Overlay {
                 if let Some(node) = self.nodes.get_mut(&peer) {
                     let old = node.speed.unwrap_or(speed);
                     node.speed = Some(old + WEIGHT * (speed - old));
-                    node.busy = Some(now);
                 }
                 return Vec::new();
             }
@@ -313,7 +331,7 @@ impl Overlay {
     /// Which one is broken.
     pub fn check(&self, now: Duration) -> Result<(), String> {
         let chosen = self.nodes.values().filter(|node| node.is_chosen()).count();
-        if self.nodes.len() > NODES_MAX || chosen > NEIGHBOURS_MAX {
+        if self.nodes.len() > NODES_MAX || chosen > NEIGHBOURS_MAX + VISITORS_MAX {
             return Err(format!("{} nodes, {chosen} chosen neighbours", self.nodes.len()));
         }
         let mut named: BTreeMap<Source, usize> = BTreeMap::new();
@@ -409,18 +427,33 @@ impl Overlay {
         victim.is_some_and(|peer| self.nodes.remove(&peer).is_some())
     }
 
+    /// Room for one that has a tunnel: whoever is to be left alone longest is forgotten,
+    /// or else any candidate. `false`: all are neighbours.
+    fn make_room_for_neighbour(&mut self) -> bool {
+        if self.nodes.len() < NODES_MAX {
+            return true;
+        }
+        let idle = self.nodes.iter().filter_map(|(peer, node)| match node.state {
+            State::Resting { until } => Some((until, *peer)),
+            State::Candidate { .. } => Some((Duration::ZERO, *peer)),
+            State::Probed { .. } | State::Neighbour(_) => None,
+        });
+        let victim = idle.max().map(|(_, peer)| peer);
+        victim.is_some_and(|peer| self.nodes.remove(&peer).is_some())
+    }
+
     fn named_by(&self, source: Source) -> impl Iterator<Item = &PeerId> {
         let of = move |node: &Node| node.source == source && !node.is_neighbour();
         self.nodes.iter().filter(move |(_, node)| of(node)).map(|(peer, _)| peer)
     }
 
-    fn on_up(&mut self, now: Duration, peer: PeerId, address: Option<SocketAddr>, near: bool) {
+    fn on_up(&mut self, now: Duration, peer: PeerId, address: Option<SocketAddr>, new: Link) {
         if peer == self.me || self.banned.contains(&peer) {
             return;
         }
         if !self.nodes.contains_key(&peer) {
-            // One that came by itself. Without room it is there and not counted.
-            if !self.make_room(Source::Neighbour(peer)) {
+            // One that came by itself.
+            if !self.make_room_for_neighbour() {
                 return;
             }
             let (source, state) = (Source::Neighbour(peer), State::Candidate { named: now });
@@ -428,8 +461,9 @@ impl Overlay {
         }
         let Some(node) = self.nodes.get_mut(&peer) else { return };
         (node.address, node.failures) = (address.or(node.address), 0);
-        if !node.is_neighbour() {
-            node.state = State::Neighbour(Link::new(now, near));
+        match node.link() {
+            Some(link) => (link.near, link.kept) = (new.near, new.kept),
+            None => node.state = State::Neighbour(new),
         }
         let first = !std::mem::replace(&mut node.proved, true);
         if let (Source::Neighbour(by), true) = (node.source, first)
@@ -494,9 +528,10 @@ impl Node {
         matches!(self.state, State::Neighbour(_))
     }
 
-    /// A neighbour that was chosen: those in the LAN come with the place.
+    /// A neighbour that was chosen: those in the LAN come with the place, trackers with
+    /// their office.
     fn is_chosen(&self) -> bool {
-        matches!(self.state, State::Neighbour(Link { near: false, .. }))
+        matches!(self.state, State::Neighbour(Link { near: false, kept: false, .. }))
     }
 
     fn is_candidate(&self) -> bool {
@@ -518,8 +553,8 @@ impl Node {
 }
 
 impl Link {
-    fn new(since: Duration, near: bool) -> Self {
-        Self { since, near, asked: None, owed: 0, told: None, vain: 0 }
+    fn new(since: Duration, near: bool, kept: bool) -> Self {
+        Self { since, near, kept, asked: None, owed: 0, told: None, vain: 0 }
     }
 }
 

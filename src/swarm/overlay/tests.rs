@@ -20,11 +20,11 @@ fn named(source: Source, n: u32) -> Input {
 }
 
 fn up(n: u32) -> Input {
-    Input::Up { peer: name(n), address: Some(address(n)), near: false }
+    Input::Up { peer: name(n), address: Some(address(n)), near: false, kept: false }
 }
 
 fn up_near(n: u32) -> Input {
-    Input::Up { peer: name(n), address: Some(address(n)), near: true }
+    Input::Up { peer: name(n), address: Some(address(n)), near: true, kept: false }
 }
 
 fn overlay() -> Overlay {
@@ -158,7 +158,7 @@ fn a_slow_neighbour_makes_room_if_another_waits_and_nothing_comes_from_it() {
     let dropped = |actions: &[Action]| actions.contains(&Action::Drop(name(3)));
     let late = S + GRACE + BUSY;
     assert!(!dropped(&overlay.tick(late)), "nobody waits");
-    overlay.apply(late, Input::Measured(name(3), 1e5));
+    overlay.apply(late, Input::Carried(name(3)));
     for n in 100..104 {
         overlay.apply(late, named(Source::Table, n));
     }
@@ -171,6 +171,90 @@ fn a_slow_neighbour_makes_room_if_another_waits_and_nothing_comes_from_it() {
         all.extend(probed(&overlay.tick(late + BUSY + S * second)));
     }
     assert!(!all.contains(&name(3)) && all.contains(&name(100)), "{all:?}");
+}
+
+fn dropped(actions: &[Action]) -> Vec<PeerId> {
+    let dropped = actions.iter().filter_map(|action| match action {
+        Action::Drop(peer) => Some(*peer),
+        _ => None,
+    });
+    dropped.collect()
+}
+
+/// One that has all the neighbours that it may have.
+fn full() -> Overlay {
+    let mut overlay = overlay();
+    for n in 0..NEIGHBOURS_MAX as u32 {
+        overlay.apply(S, up(n));
+        overlay.apply(S, Input::Measured(name(n), 1e6));
+    }
+    overlay
+}
+
+#[test]
+fn who_comes_to_a_full_node_may_stay_as_long_as_something_is_carried() {
+    let mut overlay = full();
+    let came = S * 60;
+    assert_eq!(dropped(&overlay.apply(came, up(100))), []);
+    overlay.apply(came + VISIT, Input::Carried(name(100)));
+    assert_eq!(dropped(&overlay.tick(came + VISIT)), []);
+    assert_eq!(dropped(&overlay.tick(came + VISIT + CARRIES)), [name(100)]);
+    overlay.check(came + VISIT + CARRIES).expect("in order");
+}
+
+#[test]
+fn a_node_that_has_called_meanwhile_has_not_failed() {
+    let mut overlay = overlay();
+    overlay.apply(S, named(Source::Table, 1));
+    overlay.apply(S, up(1));
+    overlay.apply(S, Input::Failed(name(1)));
+    assert_eq!(overlay.neighbours().len(), 1);
+    overlay.apply(S, Input::Down(name(1)));
+    assert_eq!(overlay.neighbours().len(), 0);
+}
+
+#[test]
+fn a_tunnel_has_room_in_a_book_that_is_full_of_others() {
+    let mut overlay = overlay();
+    for n in 0..NODES_MAX as u32 {
+        overlay.apply(S, up(n));
+        overlay.apply(S, Input::Dismissed(name(n)));
+    }
+    assert_eq!(overlay.len(), NODES_MAX);
+    overlay.apply(S, up(5000));
+    assert!(overlay.knows(&name(5000)));
+    overlay.check(S).expect("in order");
+}
+
+#[test]
+fn of_a_crowd_as_many_stay_as_there_is_room_for() {
+    let mut overlay = full();
+    let came = S * 60;
+    // Neighbours that carry something are worth more than whoever has just come.
+    for n in 0..NEIGHBOURS_MAX as u32 {
+        overlay.apply(came, Input::Carried(name(n)));
+    }
+    let crowd = 1000..1000 + VISITORS_MAX as u32 + 5;
+    let gone: Vec<PeerId> = crowd.flat_map(|n| dropped(&overlay.apply(came, up(n)))).collect();
+    assert_eq!(gone.len(), 5);
+    assert!((0..NEIGHBOURS_MAX as u32).all(|n| !gone.contains(&name(n))));
+    overlay.check(came).expect("in order");
+}
+
+#[test]
+fn trackers_are_not_chosen_until_they_are_none_any_more() {
+    let mut overlay = full();
+    let up = |n, kept| Input::Up { peer: name(n), address: Some(address(n)), near: false, kept };
+    for n in 100..300 {
+        assert_eq!(dropped(&overlay.apply(S, up(n, true))), []);
+    }
+    assert_eq!(dropped(&overlay.tick(S * 60)), []);
+    let mut gone = Vec::new();
+    for n in 100..300 {
+        gone.extend(dropped(&overlay.apply(S * 60, up(n, false))));
+        overlay.check(S * 60).expect("in order");
+    }
+    assert_eq!(gone.len(), 200);
 }
 
 #[test]

@@ -121,6 +121,7 @@ impl World {
             }
             Action::Close { peer, .. } => self.close(node, number(&peer)),
             Action::Ban { peer } => {
+                self.nodes[node].banned.insert(number(&peer));
                 self.close(node, number(&peer));
                 self.unlink(node, number(&peer), Input::Banned(peer));
             }
@@ -217,6 +218,9 @@ impl World {
             let (life, delay) = (self.nodes[client].life, self.net.delay(Some(server), client));
             let (from, answer) = (Some(server), Answer::Refused(Refusal::NotHave));
             return self.post(delay, Event::Answer { node: client, life, request, from, answer });
+        }
+        if let Some(link) = self.nodes[server].links.get_mut(&client) {
+            link.gave = true;
         }
         let crawls = self.nodes[server].manner == Manner::Crawls;
         let after = if crawls { MS * 1500 } else { Duration::ZERO };

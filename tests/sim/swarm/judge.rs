@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use peersync::fetch::schedule::{Action, BlockKey, Extent, Why};
 use peersync::swarm::elect::LIFE;
-use peersync::swarm::overlay::NODES_MAX;
 use peersync::swarm::popularity::PeerSets;
 use peersync::swarm::tracker::GRACE;
 use peersync::types::PeerId;
@@ -131,7 +130,7 @@ impl World {
         }
         let old = links.iter().filter(|(_, link)| self.now - link.since > S * 2);
         let extra = old.map(|(other, _)| other).find(|other| !book.contains(other));
-        if let Some(other) = extra.filter(|_| overlay.len() < NODES_MAX) {
+        if let Some(other) = extra {
             self.fail(&format!("node {node}: {other} is still linked, and not in the book"));
         }
     }
@@ -216,7 +215,7 @@ impl World {
     fn check_pull(&mut self, at: usize) {
         let pull = &self.pulls[at];
         let since = pull.last.unwrap_or(pull.since);
-        if self.now - since < PATIENCE {
+        if self.now - since < self.patience(pull.node, pull.layer) {
             return;
         }
         let cut = self.cut_at > since;
@@ -236,6 +235,18 @@ impl World {
                 self.standing(node, layer)
             ));
         }
+    }
+
+    /// How long nothing of a layer may come. Neighbours come first, also one that crawls
+    /// and of whom much else is wanted.
+    fn patience(&self, node: usize, layer: usize) -> Duration {
+        let of = &self.content.layers[layer];
+        let crawls = self.nodes[node].links.iter().any(|(peer, link)| {
+            self.nodes[*peer].manner == Manner::Crawls
+                && self.net.same_lan(node, *peer)
+                && (0..of.blocks).any(|n| link.known.contains(&of.key(n)))
+        });
+        if crawls { PATIENCE * 4 } else { PATIENCE }
     }
 
     /// What a node knows of a layer, for people.

@@ -101,6 +101,26 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(run(), run());
 }
 
+/// `tests/long world`: NODES nodes for SECONDS of their time.
+#[test]
+#[ignore = "minutes, of an optimised build"]
+fn thousands_of_whole_nodes() {
+    let of = |name: &str, usual| {
+        std::env::var(name).ok().map_or(usual, |text| text.parse::<u32>().expect("a number"))
+    };
+    let (nodes, seconds) = (of("NODES", 1000), of("SECONDS", 120));
+    let mut world = World::new(plan(nodes as usize), 1);
+    for ten in 1..=seconds / 10 {
+        let began = std::time::Instant::now();
+        world.run_for(S * 10);
+        println!("{} s, the last ten in {:.1?}:", ten * 10, began.elapsed());
+        show(&world);
+    }
+    let (fetched, failed) = (world.outcome.fetched, world.outcome.failed);
+    assert!(failed * 20 < fetched, "{failed} readings failed");
+    assert!(world.outcome.percentile(50) < S, "mostly one round trip or two");
+}
+
 fn found(fault: Fault, says: &[&str]) {
     let complaint = (1..=10).find_map(|seed| {
         let plan = Plan { fault: Some(fault), loss: 0.03, pulls: 6.0, ..plan(40) };

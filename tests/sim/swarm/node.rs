@@ -40,8 +40,10 @@ pub struct Link {
     pub images: Teller<Short, Arc<[Short]>>,
     /// What the other end says that it has.
     pub known: BTreeSet<BlockKey>,
-    /// Bytes that came over it since it was looked at.
+    /// Bytes that came over it since it was looked at,
     pub came: u64,
+    /// and whether some went.
+    pub gave: bool,
     pub since: Duration,
     /// What was said while the line was cut.
     pub held: Vec<Said>,
@@ -74,6 +76,8 @@ pub struct Node {
     pub machines: Machines,
     pub links: BTreeMap<usize, Link>,
     pub calling: BTreeSet<usize>,
+    /// Nodes to which there is to be no tunnel in this life.
+    pub banned: BTreeSet<usize>,
     pub tunnels: BTreeMap<TunnelId, usize>,
     /// Requests of the scheduler that have not ended, and on which tunnels.
     pub requests: BTreeMap<RequestId, Option<TunnelId>>,
@@ -142,6 +146,7 @@ impl Node {
             machines: Machines::new(id, score, first, rng.u64(..)),
             links: BTreeMap::new(),
             calling: BTreeSet::new(),
+            banned: BTreeSet::new(),
             tunnels: BTreeMap::new(),
             requests: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -164,6 +169,7 @@ impl Node {
         (self.clock, self.life, self.born, self.died) = (clock, self.life + 1, now, None);
         self.links.clear();
         self.calling.clear();
+        self.banned.clear();
         self.tunnels.clear();
         self.requests.clear();
         self.wanted.clear();

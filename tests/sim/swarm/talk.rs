@@ -378,25 +378,37 @@ impl World {
             // One before it may have made it leave.
             if self.nodes[node].links.contains_key(&other) {
                 let (near, address) = (self.net.same_lan(node, other), Some(address(other)));
-                self.overlay(node, Input::Up { peer: name(other), address, near });
+                let kept = self.is_tied(node, other);
+                self.overlay(node, Input::Up { peer: name(other), address, near, kept });
             }
         }
         let of = &mut self.nodes[node];
-        let busy: Vec<usize> = of
-            .links
-            .iter_mut()
-            .filter_map(|(n, l)| (std::mem::take(&mut l.came) > 0).then_some(*n))
-            .collect();
+        let mut busy = Vec::new();
+        for (other, link) in &mut of.links {
+            let came = std::mem::take(&mut link.came) > 0;
+            if std::mem::take(&mut link.gave) || came {
+                busy.push((*other, came));
+            }
+        }
         if !busy.is_empty() {
             let standings = of.machines.scheduler.standings();
-            for other in busy {
-                if let Some(standing) = standings.get(&name(other)) {
+            for (other, came) in busy {
+                self.overlay(node, Input::Carried(name(other)));
+                if came && let Some(standing) = standings.get(&name(other)) {
                     self.overlay(node, Input::Measured(name(other), standing.speed));
                 }
             }
         }
         let actions = self.nodes[node].machines.overlay.tick(shows);
         self.do_overlay(node, actions);
+    }
+
+    /// Whether one of two is the other's tracker.
+    fn is_tied(&self, node: usize, other: usize) -> bool {
+        match self.nodes[node].follows {
+            Some(tracker) if tracker != node => tracker == other,
+            _ => self.nodes[node].machines.table.connected().any(|peer| *peer == name(other)),
+        }
     }
 
     fn do_overlay(&mut self, node: usize, actions: Vec<Action>) {

@@ -433,7 +433,8 @@ impl World {
 
     fn called(&mut self, by: usize, to: usize) {
         let full = |node: usize| self.nodes[node].links.len() >= LINKS_MAX;
-        if !self.reach(by, to) || full(by) || full(to) {
+        let banned = |a: usize, b: usize| self.nodes[a].banned.contains(&b);
+        if !self.reach(by, to) || full(by) || full(to) || banned(by, to) || banned(to, by) {
             return self.not_met(by, to);
         }
         self.nodes[by].calling.remove(&to);
@@ -460,6 +461,7 @@ impl World {
             images: Default::default(),
             known: BTreeSet::new(),
             came: 0,
+            gave: false,
             since: self.now,
             held: Vec::new(),
         };
