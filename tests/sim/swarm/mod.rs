@@ -101,7 +101,7 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(run(), run());
 }
 
-/// `tests/long world`: NODES nodes for SECONDS of their time.
+/// `tests/long world`: NODES nodes for SECONDS of their time, from SEED.
 #[test]
 #[ignore = "minutes, of an optimised build"]
 fn thousands_of_whole_nodes() {
@@ -109,7 +109,7 @@ fn thousands_of_whole_nodes() {
         std::env::var(name).ok().map_or(usual, |text| text.parse::<u32>().expect("a number"))
     };
     let (nodes, seconds) = (of("NODES", 1000), of("SECONDS", 120));
-    let mut world = World::new(plan(nodes as usize), 1);
+    let mut world = World::new(plan(nodes as usize), of("SEED", 1).into());
     for ten in 1..=seconds / 10 {
         let began = std::time::Instant::now();
         world.run_for(S * 10);
