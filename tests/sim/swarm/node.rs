@@ -176,7 +176,7 @@ impl Node {
         self.parts.clear();
         self.findings.clear();
         self.fresh = Default::default();
-        (self.follows, self.wakes) = (None, None);
+        (self.follows, self.wakes, self.news) = (None, None, true);
         (self.since, self.called) = (now, Duration::ZERO);
     }
 
