@@ -269,8 +269,8 @@ fn what_an_idle_node_costs() {
     wait_until("a tracker", LONG, || tracker(lab.node(1, 1)).is_some());
     thread::sleep(WATCHED);
     let tracker = one_tracker(&lab.nodes().iter().collect::<Vec<_>>()).expect("one tracker");
-    let others = (0..lab.nodes().len()).filter(|n| *n != tracker);
-    let watched = [("the tracker", tracker), ("another", others.last().expect("some"))];
+    let mut others = (0..lab.nodes().len()).filter(|n| *n != tracker);
+    let watched = [("the tracker", tracker), ("another", others.next_back().expect("some"))];
     let cost = |n: usize| {
         let node = &lab.nodes()[n];
         let proc = PathBuf::from(format!("/proc/{}", node.process().id()));
