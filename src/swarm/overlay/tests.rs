@@ -192,14 +192,32 @@ fn full() -> Overlay {
 }
 
 #[test]
-fn who_comes_to_a_full_node_may_stay_as_long_as_something_is_carried() {
+fn who_comes_to_a_full_node_stays_and_the_slowest_that_carries_nothing_goes() {
     let mut overlay = full();
+    overlay.apply(S, Input::Measured(name(5), 1e5));
     let came = S * 60;
+    assert_eq!(dropped(&overlay.apply(came, up(100))), [name(5)]);
+    assert_eq!(dropped(&overlay.tick(came)), []);
+    overlay.check(came).expect("in order");
+}
+
+#[test]
+fn a_visitor_stays_as_long_as_it_is_new_or_something_is_carried() {
+    let mut overlay = full();
+    let all_carry = |overlay: &mut Overlay, at| {
+        for n in 0..NEIGHBOURS_MAX as u32 {
+            overlay.apply(at, Input::Carried(name(n)));
+        }
+    };
+    let (came, late) = (S * 60, S * 60 + VISIT);
+    all_carry(&mut overlay, came);
     assert_eq!(dropped(&overlay.apply(came, up(100))), []);
-    overlay.apply(came + VISIT, Input::Carried(name(100)));
-    assert_eq!(dropped(&overlay.tick(came + VISIT)), []);
-    assert_eq!(dropped(&overlay.tick(came + VISIT + CARRIES)), [name(100)]);
-    overlay.check(came + VISIT + CARRIES).expect("in order");
+    all_carry(&mut overlay, late);
+    overlay.apply(late, Input::Carried(name(100)));
+    assert_eq!(dropped(&overlay.tick(late)), []);
+    all_carry(&mut overlay, late + CARRIES);
+    assert_eq!(dropped(&overlay.tick(late + CARRIES)), [name(100)]);
+    overlay.check(late + CARRIES).expect("in order");
 }
 
 #[test]
